@@ -1,0 +1,164 @@
+"""Crystals as packed rows: all atoms of all crystals one after the other, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+MAX_Z = 100
+"""Highest atomic number; one-hot species use index ``Z - 1`` of 100."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One structure asked for; ``None`` leaves the choice to the model.
+
+    ``composition`` maps atomic number to the number of atoms in the cell, ``n_atoms`` is the number
+    of atoms in the cell, ``elements`` the atomic numbers a generated crystal may contain.
+    """
+
+    composition: Mapping[int, int] | None = None
+    n_atoms: int | None = None
+    space_group: int | None = None
+    elements: frozenset[int] | None = None
+
+    def species(self) -> list[int]:
+        """Atomic numbers of the atoms of ``composition``, grouped by element in the order given."""
+        return [z for z, count in (self.composition or {}).items() for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many atoms each crystal has: what stays fixed along a trajectory.
+
+    ``n_atoms`` is (C,) int64. ``edges`` is built once and shared by all layers and steps.
+    """
+
+    n_atoms: Tensor
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Number of atoms of each crystal as Python integers."""
+        return [int(n) for n in self.n_atoms.tolist()]
+
+    @property
+    def n_crystals(self) -> int:
+        return int(self.n_atoms.shape[0])
+
+    @cached_property
+    def total_atoms(self) -> int:
+        return sum(self.counts)
+
+    @cached_property
+    def total_edges(self) -> int:
+        return sum(n * n for n in self.counts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.n_atoms.device
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """First atom row of each crystal, (C,) int64."""
+        return torch.cumsum(self.n_atoms, 0) - self.n_atoms
+
+    @cached_property
+    def crystal_idx(self) -> Tensor:
+        """Crystal of each atom row, (A,) int64."""
+        index = torch.arange(self.n_crystals, device=self.device)
+        return torch.repeat_interleave(index, self.n_atoms, output_size=self.total_atoms)
+
+    @cached_property
+    def atom_idx(self) -> Tensor:
+        """Number of each atom within its crystal, from 0, (A,) int64."""
+        return torch.arange(self.total_atoms, device=self.device) - self.offsets[self.crystal_idx]
+
+    @cached_property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """Receiver and sender rows of all ordered pairs, self included, each (E,) int64.
+
+        Pairs are sorted by receiver, so those of one atom are ``n`` consecutive rows.
+        """
+        degree = self.n_atoms[self.crystal_idx]
+        rows = torch.arange(self.total_atoms, device=self.device)
+        receiver = torch.repeat_interleave(rows, degree, output_size=self.total_edges)
+        first = torch.cumsum(degree, 0) - degree
+        position = torch.arange(self.total_edges, device=self.device) - first[receiver]
+        return receiver, self.offsets[self.crystal_idx][receiver] + position
+
+    def to(self, device: torch.device | str) -> Layout:
+        return Layout(self.n_atoms.to(device))
+
+
+@dataclass(frozen=True)
+class Crystals:
+    """Physical crystals, packed.
+
+    ``lattice`` (C, 3, 3) in Å with rows a, b, c, so Cartesian = frac @ lattice; ``frac`` (A, 3)
+    fractional coordinates in [0, 1); ``species`` (A,) int64 atomic numbers.
+    """
+
+    layout: Layout
+    lattice: Tensor
+    frac: Tensor
+    species: Tensor
+
+    def __len__(self) -> int:
+        return self.layout.n_crystals
+
+    @staticmethod
+    def cat(parts: Sequence[Crystals]) -> Crystals:
+        """Put several batches one after the other."""
+        return Crystals(
+            Layout(torch.cat([p.layout.n_atoms for p in parts])),
+            torch.cat([p.lattice for p in parts]),
+            torch.cat([p.frac for p in parts]),
+            torch.cat([p.species for p in parts]),
+        )
+
+    def index(self, which: Tensor) -> Crystals:
+        """Crystals number ``which`` (K,) int64, in that order."""
+        atoms = atom_rows(self.layout, which)
+        return Crystals(
+            Layout(self.layout.n_atoms[which]),
+            self.lattice[which],
+            self.frac[atoms],
+            self.species[atoms],
+        )
+
+    def split(self) -> list[Crystals]:
+        """One batch of a single crystal for each crystal."""
+        return [
+            Crystals(Layout(n), lattice, frac, species)
+            for n, lattice, frac, species in zip(
+                self.layout.n_atoms.split(1),
+                self.lattice.split(1),
+                self.frac.split(self.layout.counts),
+                self.species.split(self.layout.counts),
+                strict=True,
+            )
+        ]
+
+    def to(self, device: torch.device | str) -> Crystals:
+        return Crystals(
+            self.layout.to(device),
+            self.lattice.to(device),
+            self.frac.to(device),
+            self.species.to(device),
+        )
+
+    def replace(self, **fields: Tensor) -> Crystals:
+        """A copy with some fields exchanged."""
+        return replace(self, **fields)  # type: ignore[arg-type]
+
+
+def atom_rows(layout: Layout, which: Tensor) -> Tensor:
+    """Packed atom rows of crystals ``which`` (K,), in that order."""
+    count = layout.n_atoms[which]
+    first = torch.cumsum(count, 0) - count
+    shift = layout.offsets[which] - first
+    return torch.arange(int(count.sum()), device=count.device) + torch.repeat_interleave(shift, count)
