@@ -1,0 +1,44 @@
+"""Sums and means over packed rows: the only place that scatters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from crystalctl.crystal.batch import Layout
+
+
+def crystal_mean(rows: Tensor, layout: Layout) -> Tensor:
+    """Mean over the atoms of each crystal: (A, H) -> (C, H)."""
+    out = rows.new_zeros(layout.n_crystals, *rows.shape[1:])
+    out.index_add_(0, layout.crystal_idx, rows)
+    return out / layout.n_atoms.to(rows.dtype)[:, None]
+
+
+class _NeighbourMean(torch.autograd.Function):
+    """Mean of consecutive rows. The built-in backward scatters; a gather is all that is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, messages: Tensor, degree: Tensor, receiver: Tensor) -> Tensor:
+        ctx.save_for_backward(degree, receiver)
+        first = F.pad(torch.cumsum(degree, 0), (1, 0))
+        rows = torch.arange(messages.shape[0], device=messages.device)
+        return F.embedding_bag(rows, messages, first, mode="mean", include_last_offset=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        degree, receiver = ctx.saved_tensors
+        return (grad / degree.to(grad.dtype)[:, None])[receiver], None, None
+
+
+def neighbour_mean(messages: Tensor, layout: Layout) -> Tensor:
+    """Mean over the neighbours of each atom, self included: (E, H) in ``layout.edges`` order -> (A, H)."""
+    first = layout.counts[0]
+    if all(n == first for n in layout.counts):
+        return messages.view(-1, first, messages.shape[1]).mean(1)
+    degree = layout.n_atoms[layout.crystal_idx]
+    out: Tensor = _NeighbourMean.apply(messages, degree, layout.edges[0])
+    return out

@@ -1,0 +1,145 @@
+"""CSPNet: the periodic message-passing denoiser of DiffCSP, DiffCSP++ and EquiCSP.
+
+Ref: arXiv:2309.04475, Eqs. 6-8. The function is the paper's; the way to it is not. The first
+Linear of the edge network acts on [h_i, h_j, g(L), psi(f_j - f_i)]. It is split into its columns:
+W_i h_i and W_g g are added once per atom, W_j h_j once per atom, and W_psi psi is read from tables
+(``networks/fourier.py``); all three come together in one gather per pair (``networks/pairs.py``).
+
+Symbols: h atom states, g lattice features, psi Fourier features of fractional pair vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from crystalctl.crystal.batch import MAX_Z, Layout
+from crystalctl.crystal.segments import crystal_mean, neighbour_mean
+from crystalctl.networks.fourier import FourierTables
+from crystalctl.networks.layers import mlp, time_features
+from crystalctl.networks.pairs import Incidence
+
+
+@dataclass(frozen=True)
+class CSPNetOutput:
+    """``lattice`` (C, lattice_out), ``frac`` (A, 3), ``species`` (A, 100) or None."""
+
+    lattice: Tensor
+    frac: Tensor
+    species: Tensor | None
+
+
+class CSPLayer(nn.Module):
+    """One message-passing step; parameters are named and shaped as in the plain form.
+
+    ``edge_mlp.0`` acts on [h_i (H), h_j (H), g (G), sin (3K), cos (3K)].
+    """
+
+    def __init__(self, hidden: int, lattice_in: int, n_frequencies: int) -> None:
+        super().__init__()
+        self.columns = [hidden, hidden, lattice_in, 6 * n_frequencies]
+        self.norm = nn.LayerNorm(hidden)
+        self.edge_mlp = mlp(sum(self.columns), hidden, hidden)
+        self.node_mlp = mlp(2 * hidden, hidden, hidden)
+
+    def fourier_weight(self) -> Tensor:
+        """The columns of the first edge Linear that act on the Fourier features, (H, 6K)."""
+        weight: Tensor = self.edge_mlp[0].weight
+        return weight[:, -self.columns[-1] :]
+
+    def forward(
+        self, h: Tensor, g: Tensor, table: Tensor, pairs: Incidence, layout: Layout
+    ) -> Tensor:
+        """``h`` (A, H), ``g`` (C, G), ``table`` (3M, H) from ``fourier_weight``."""
+        first, second = self.edge_mlp[0], self.edge_mlp[2]
+        w_receiver, w_sender, w_lattice, _ = first.weight.split(self.columns, 1)
+        x = self.norm(h)
+        receiver = F.linear(x, w_receiver, first.bias)
+        receiver = receiver + F.linear(g, w_lattice)[layout.crystal_idx]
+        sender = F.linear(x, w_sender)
+        dtype = receiver.dtype
+        hidden = F.silu(pairs @ torch.cat([table.to(dtype), receiver, sender]))
+        message = neighbour_mean(F.silu(second(hidden)), layout)
+        update: Tensor = self.node_mlp(torch.cat([x, message.to(x.dtype)], 1))
+        return h + update
+
+
+class CSPNet(nn.Module):
+    """Denoiser over fully connected crystals.
+
+    ``lattice_in`` is the width of g(L), ``lattice_out`` of the lattice head; ``soft_species`` takes
+    (A, 100) species vectors instead of atomic numbers and adds a species head.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 512,
+        n_layers: int = 6,
+        n_frequencies: int = 128,
+        time_width: int = 256,
+        lattice_in: int = 9,
+        lattice_out: int = 9,
+        soft_species: bool = False,
+    ) -> None:
+        super().__init__()
+        self.time_width = time_width
+        self.embedding: nn.Module = (
+            nn.Linear(MAX_Z, hidden) if soft_species else nn.Embedding(MAX_Z, hidden)
+        )
+        self.input = nn.Linear(hidden + time_width, hidden)
+        self.fourier = FourierTables(n_frequencies)
+        self.layers = nn.ModuleList(
+            CSPLayer(hidden, lattice_in, n_frequencies) for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.lattice_head = nn.Linear(hidden, lattice_out, bias=False)
+        self.frac_head = nn.Linear(hidden, 3, bias=False)
+        self.species_head = nn.Linear(hidden, MAX_Z) if soft_species else None
+
+    def tables(self) -> list[Tensor]:
+        """Fourier tables of all layers; they change only with the weights, so a sampler keeps them."""
+        weights = [layer.fourier_weight() for layer in self.layers]  # type: ignore[operator]
+        return [self.fourier.tables(weight) for weight in weights]
+
+    def pairs(self, frac: Tensor, layout: Layout) -> Incidence:
+        """What each ordered pair reads: table rows for f_j - f_i, receiver row i, sender row j."""
+        receiver, sender = layout.edges
+        rows, weights = self.fourier.stencil(frac[sender] - frac[receiver])
+        n_table, n_atoms = 3 * self.fourier.grid, layout.total_atoms
+        ends = torch.stack([receiver + n_table, sender + (n_table + n_atoms)], 1)
+        ones = weights.new_ones(len(receiver), 2)
+        return Incidence(
+            torch.cat([rows, ends], 1), torch.cat([weights, ones], 1), n_table + 2 * n_atoms
+        )
+
+    def forward(
+        self,
+        species: Tensor,
+        frac: Tensor,
+        g: Tensor,
+        t: Tensor,
+        layout: Layout,
+        *,
+        tables: list[Tensor] | None = None,
+    ) -> CSPNetOutput:
+        """Denoise once.
+
+        ``species`` (A,) atomic numbers or (A, 100); ``frac`` (A, 3); ``g`` (C, lattice_in); ``t`` (C,)
+        time steps; ``tables`` from ``tables()``, computed here when not given.
+        """
+        emb = self.embedding(species if self.species_head is not None else species - 1)
+        time = time_features(t, self.time_width).to(emb.dtype)
+        h = self.input(torch.cat([emb, time[layout.crystal_idx]], 1))
+        pairs = self.pairs(frac, layout)
+        for layer, table in zip(self.layers, tables or self.tables(), strict=True):
+            h = layer(h, g, table, pairs, layout)
+        h = self.norm(h)
+        return CSPNetOutput(
+            self.lattice_head(crystal_mean(h, layout)),
+            self.frac_head(h),
+            None if self.species_head is None else self.species_head(h),
+        )

@@ -1,0 +1,79 @@
+"""Fourier features of pair vectors without computing them: tables and local interpolation.
+
+The edge network needs ``W psi(f)`` for every ordered pair, where psi holds sin and cos of
+``2 pi k f`` for k = 0..K-1 on each axis. That is a sum of three vector-valued trigonometric
+polynomials of one variable, so it can be read off three tables: sampled on a grid of 4K points
+(twice the Nyquist rate) with the kernel's own attenuation divided out, a weighted sum of ``WIDTH``
+neighbouring rows per axis gives the polynomial at any f. This is the non-uniform fast Fourier
+transform of type 2 with the "exponential of semicircle" kernel (Barnett, Magland & af Klinteberg,
+SIAM J. Sci. Comput. 41, C479 (2019)). The relative error is about 1e-8 for WIDTH = 9, below float32
+rounding; the cost per pair falls from 6K to 3 WIDTH multiply-adds for each output.
+
+Symbols: K frequencies, M = 4K grid points, E pairs, H outputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+WIDTH = 8
+_BETA = 0.975 * math.pi * WIDTH * (1 - 1 / 4)
+_SMALLEST_GRID = 4 * WIDTH
+
+
+def _kernel_transform(frequencies: np.ndarray, grid: int) -> np.ndarray:
+    """Fourier transform of the kernel at the given integer frequencies, by quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    half = WIDTH / 2
+    y = half * (nodes + 1) / 2
+    phi = np.exp(_BETA * (np.sqrt(1 - (y / half) ** 2) - 1))
+    cosine = np.cos(2 * np.pi * np.outer(frequencies, y) / grid)
+    transform: np.ndarray = cosine @ (weights * phi) * half
+    return transform
+
+
+class FourierTables(nn.Module):
+    """Turns the Fourier columns of a weight matrix into tables, and pair vectors into table rows."""
+
+    basis: Tensor
+
+    def __init__(self, n_frequencies: int) -> None:
+        super().__init__()
+        self.n_frequencies = n_frequencies
+        self.grid = max(4 * n_frequencies, _SMALLEST_GRID)
+        k = np.arange(n_frequencies)
+        angle = 2 * np.pi * np.outer(np.arange(self.grid), k) / self.grid
+        wave = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        basis = wave / np.tile(_kernel_transform(k, self.grid), 2)
+        self.register_buffer("basis", torch.from_numpy(basis), persistent=False)
+
+    def tables(self, weight: Tensor) -> Tensor:
+        """Tables of ``weight @ psi(f)``.
+
+        ``weight``: (H, 6K), columns ordered (sin, cos) x axis x k. Returns (3M, H), axis by axis.
+        """
+        by_axis = weight.view(-1, 2, 3, self.n_frequencies).permute(2, 1, 3, 0)
+        waves = by_axis.reshape(3, 2 * self.n_frequencies, -1)
+        with torch.autocast(weight.device.type, enabled=False):
+            tables = torch.matmul(self.basis.to(weight.dtype), waves)
+        return tables.reshape(3 * self.grid, -1)
+
+    def stencil(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Table rows and weights for fractional pair vectors ``delta`` (E, 3), any period.
+
+        Returns (E, 3 WIDTH) int64 rows and weights in the dtype of ``delta``.
+        """
+        position = (delta - torch.floor(delta)) * self.grid
+        first = torch.ceil(position - WIDTH / 2)
+        offset = torch.arange(WIDTH, device=delta.device)
+        distance = (first - position)[:, :, None] + offset
+        # Rounding may put the first point a hair outside the kernel's support, where it is 0.
+        inside = torch.clamp(1 - (distance * (2 / WIDTH)) ** 2, min=0)
+        weights = torch.exp(_BETA * (torch.sqrt(inside) - 1))
+        axis = self.grid * torch.arange(3, device=delta.device)[:, None]
+        rows = (first.long()[:, :, None] + offset) % self.grid + axis
+        return rows.flatten(1), weights.flatten(1)
