@@ -1,0 +1,6 @@
+"""``python -m crystalctl``."""
+
+from crystalctl.cli.app import main
+
+if __name__ == "__main__":
+    main()

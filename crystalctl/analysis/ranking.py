@@ -1,0 +1,127 @@
+"""Many samples -> ranked candidates: impossible ones set aside, duplicates merged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from crystalctl.analysis.facts import Facts, sample_facts, with_symmetry
+from crystalctl.analysis.matching import group_duplicates
+from crystalctl.analysis.symmetrise import Symmetric
+from crystalctl.analysis.validity import lengths_angles
+from crystalctl.planning import Sample
+
+if TYPE_CHECKING:
+    from crystalctl.crystal.batch import Crystals
+
+OnProgress = Callable[[str, int, int], None]
+_TRIED_MEMBERS = 20
+"""Members of a group whose symmetry is looked at to choose the one that represents it."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One ranked structure.
+
+    ``structure``: the sample that represents its group, a pymatgen Structure; ``symmetric``: its
+    group and conventional cell. ``members``: numbers of all samples merged, its own included.
+    """
+
+    rank: int
+    sample: Sample
+    formula: str
+    structure: Any
+    symmetric: Symmetric
+    members: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many samples were merged into it."""
+        return len(self.members)
+
+    def row(self) -> dict[str, Any]:
+        """Facts for the summary: Å, degrees, g/cm³; the cell is the one written to the file."""
+        cell = self.symmetric.structure
+        values = lengths_angles(cell.lattice.matrix)
+        names = ("a", "b", "c", "alpha", "beta", "gamma")
+        return {
+            "rank": self.rank,
+            "formula": self.formula,
+            "space_group": self.symmetric.symbol,
+            "space_group_number": self.symmetric.number,
+            **{name: round(value, 5) for name, value in zip(names, values, strict=True)},
+            "density": round(float(cell.density), 5),
+            "n_atoms": len(self.structure),
+            "z": self.sample.z,
+            "count": self.count,
+            "sample": self.sample.number,
+            "symprec": self.symmetric.symprec,
+            "members": list(self.members),
+        }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates by rank, and every sample: ``facts`` and ``crystals`` by sample number."""
+
+    candidates: list[Candidate]
+    samples: Sequence[Sample]
+    facts: Mapping[int, Facts]
+    crystals: Mapping[int, Crystals] = field(repr=False)
+
+    def set_aside(self) -> dict[str, int]:
+        """Reason -> number of impossible samples, the most frequent first."""
+        return dict(Counter(f.reason for f in self.facts.values() if f.reason).most_common())
+
+    def rank_of(self) -> dict[int, int]:
+        """Rank of the candidate each valid sample was merged into, by sample number."""
+        return {number: c.rank for c in self.candidates for number in c.members}
+
+
+def rank_samples(
+    samples: Sequence[Sample],
+    crystals: Mapping[int, Crystals],
+    *,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> Ranking:
+    """Judge, merge and rank.
+
+    Order: as the formulas were asked for, then merged count, space group number (both high first),
+    sample number. ``crystals`` holds a batch of one for each sample number.
+    """
+    facts: dict[int, Facts] = {}
+    for sample in samples:
+        one = crystals[sample.number]
+        facts[sample.number] = sample_facts(
+            one.lattice[0].double().numpy(), one.frac.double().numpy(), one.species.tolist()
+        )
+    valid = [s for s in samples if facts[s.number].valid]
+    groups = group_duplicates(
+        [facts[s.number].structure for s in valid],
+        on_step=lambda done, total: on_progress("comparing", done, total),
+    )
+    order = {label: i for i, label in enumerate(dict.fromkeys(s.label for s in samples))}
+    found: list[tuple[Sample, Facts, tuple[int, ...]]] = []
+    for group in groups:
+        members = [valid[i] for i in group]
+        best, best_facts = _representative(members, facts)
+        found.append((best, best_facts, tuple(s.number for s in members)))
+    found.sort(key=lambda f: (order[f[0].label], -len(f[2]), -_number(f[1]), f[0].number))
+    candidates = []
+    for rank, (sample, its, numbers) in enumerate(found, start=1):
+        assert its.symmetric is not None  # set by with_symmetry
+        name = its.formula if sample.composition is None else sample.label
+        candidates.append(Candidate(rank, sample, name, its.structure, its.symmetric, numbers))
+    return Ranking(candidates, samples, facts, crystals)
+
+
+def _representative(members: Sequence[Sample], facts: Mapping[int, Facts]) -> tuple[Sample, Facts]:
+    """The member with the highest symmetry, the first of several: the least noisy sample."""
+    tried = [(s, with_symmetry(facts[s.number])) for s in members[:_TRIED_MEMBERS]]
+    return max(tried, key=lambda pair: (_number(pair[1]), -pair[0].number))
+
+
+def _number(facts: Facts) -> int:
+    return facts.symmetric.number if facts.symmetric is not None else 0

@@ -1,0 +1,300 @@
+"""The verbs as plain functions: what the command line and notebooks call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, reduced_key
+from crystalctl.errors import InputError
+from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
+from crystalctl.planning import (
+    Sample,
+    Statistics,
+    parse_atom_numbers,
+    parse_units,
+    plan_generate,
+    plan_predict,
+)
+
+if TYPE_CHECKING:
+    from crystalctl.analysis.ranking import Candidate
+    from crystalctl.checkpoint import LoadedModel
+
+OnProgress = Callable[[str, int, int], None]
+"""Called as ``on_progress(stage, done, total)`` with stage sampling, comparing or writing."""
+Planner = Callable[[Statistics], list[Sample]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a prediction or generation gave.
+
+    ``candidates`` by rank, and their ``rows`` in the summary. ``set_aside``: reason -> number of
+    impossible samples. ``n_samples``: all that were drawn. ``folder``: where it was written, None
+    when it was not.
+    """
+
+    candidates: list[Candidate]
+    rows: list[dict[str, Any]]
+    set_aside: dict[str, int]
+    n_samples: int
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What predict and generate have in common; see ``predict``."""
+
+    model: str | None = None
+    weights: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    out: Path | str | None = None
+    formats: Sequence[str] = ("cif",)
+    resume: bool = False
+    batch_size: int | None = None
+    on_progress: OnProgress | None = None
+    default_out: bool = False
+    """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""
+    on_folder: Callable[[Path], None] | None = None
+    """Told the run folder once it exists, so that an interrupted user can be told too."""
+
+
+def predict(
+    formulas: str | Sequence[str],
+    *,
+    n: int = 20,
+    z: str = "auto",
+    num_atoms: int | None = None,
+    **options: Any,
+) -> Result:
+    """Predict structures of one or several formulas: ``n`` samples for each, merged and ranked.
+
+    ``z``: "auto" or "1,2,4" reduced formula units; ``num_atoms``: atoms in the cell instead. See
+    ``Options`` for the others. Without ``out`` nothing is written. Raises ``InputError`` for a
+    request that cannot be carried out.
+    """
+    chosen = Options(**options)
+    wanted = _parse_formulas([formulas] if isinstance(formulas, str) else list(formulas))
+    units = parse_units(z)
+    if num_atoms is not None and units is not None:
+        raise InputError("--z and --num-atoms exclude each other", "give one of them")
+    if num_atoms is not None and num_atoms < 1:
+        raise InputError(f"--num-atoms is {num_atoms}", "allowed: 1 or more")
+    request = {
+        "task": "predict",
+        "formulas": [f.reduced for f in wanted],
+        "n": n,
+        "z": "auto" if units is None else units,
+        "num_atoms": num_atoms,
+        # Only the automatic choice of z depends on how the formula was written.
+        "written_units": [f.factor for f in wanted] if units is None else None,
+    }
+    name = wanted[0].reduced + (f"-and-{len(wanted) - 1}-more" if len(wanted) > 1 else "")
+
+    def plan(statistics: Statistics) -> list[Sample]:
+        return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
+
+    return _run(request, plan, name, chosen, needs={"composition"})
+
+
+def generate(
+    *,
+    n: int = 20,
+    num_atoms: str | int | None = None,
+    elements: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Result:
+    """Generate crystals from scratch: ``n`` samples, merged and ranked.
+
+    ``num_atoms``: "8", "4,6,8" or "4-12"; ``elements``: the only ones allowed; ``exclude``: those
+    left out. See ``Options`` for the others. Raises ``InputError`` for an impossible request.
+    """
+    chosen = Options(**options)
+    sizes = None if num_atoms is None else parse_atom_numbers(str(num_atoms))
+    allowed = None if elements is None else parse_elements(elements)
+    excluded = frozenset() if exclude is None else parse_elements(exclude)
+    if allowed is not None and not allowed - excluded:
+        raise InputError("--exclude leaves none of the --elements", "exclude fewer")
+    request = {
+        "task": "generate",
+        "n": n,
+        "num_atoms": sizes,
+        "elements": None if allowed is None else sorted(allowed),
+        "exclude": sorted(excluded),
+    }
+
+    def plan(statistics: Statistics) -> list[Sample]:
+        kept = allowed
+        if excluded:
+            kept = (statistics.elements if allowed is None else allowed) - excluded
+            if not kept:
+                raise InputError("--exclude leaves no element", "exclude fewer")
+        return plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
+
+    needs = {"elements"} if allowed is not None or excluded else set()
+    needs |= {"n_atoms"} if sizes is not None else set()
+    return _run(request, plan, "generated", chosen, needs=needs)
+
+
+def load_model(name_or_path: str, *, task: str, device: str = "auto") -> LoadedModel:
+    """Load weights by name or path for ``task`` ("predict" or "generate")."""
+    from crystalctl.checkpoint import load_model as load
+    from crystalctl.models.device import pick_device
+
+    return load(name_or_path, task=task, device=pick_device(device))
+
+
+def _parse_formulas(texts: Sequence[str]) -> list[Formula]:
+    if not texts:
+        raise InputError("no formula given", "use --formula SrTiO3 or --formulas FILE")
+    formulas = [parse_formula(text) for text in texts]
+    seen: dict[str, str] = {}
+    for formula in formulas:
+        key = reduced_key(formula.unit)
+        if key in seen:
+            raise InputError(
+                f"{formula.text} is asked for twice (also as {seen[key]})",
+                "raise --n for more samples of one formula",
+            )
+        seen[key] = formula.text
+    return formulas
+
+
+def choose_weights(task: str, needs: set[str], model: str | None, weights: str | None) -> str:
+    """Name or path of the weights to use, after checking that the family can do the task.
+
+    Raises ``InputError`` for an unknown family, or one that does not take what is asked.
+    """
+    if model is not None:
+        check_family(model, task, needs)
+    if weights is not None:
+        return weights
+    from crystalctl.checkpoint import default_weights
+
+    return default_weights(task, model)
+
+
+def check_family(family: str, task: str, needs: set[str]) -> None:
+    """Raise ``InputError`` unless the family can do the task with what is ``needed``."""
+    from crystalctl.models import FAMILIES
+
+    if family not in FAMILIES:
+        raise InputError(f"unknown model '{family}'", f"allowed: {', '.join(sorted(FAMILIES))}")
+    lacks = sorted(needs - FAMILIES[family].accepts)
+    if not lacks and task in FAMILIES[family].tasks:
+        return
+    able = [name for name, f in FAMILIES.items() if task in f.tasks and needs <= f.accepts]
+    hint = f"use {', '.join(sorted(able))}" if able else "no model can yet"
+    if task == "predict" and "generate" in FAMILIES[family].tasks:
+        hint += f", or `crystalctl generate --model {family}`"
+    what = " and ".join(_WORDS.get(name, name) for name in lacks)
+    raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)
+
+
+_WORDS = {
+    "composition": "a composition (it draws its own)",
+    "elements": "a set of elements",
+    "n_atoms": "a number of atoms",
+}
+
+
+def _check_numbers(n: Any, options: Options) -> None:
+    whole = {"--n": n, "--steps": options.steps, "--batch-size": options.batch_size}
+    for name, value in whole.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}", "allowed: 1 or more")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
+
+
+def _run(
+    request: dict[str, Any], plan: Planner, name: str, options: Options, *, needs: set[str]
+) -> Result:
+    """Check everything that can be checked cheaply, load the weights, sample, analyse, write."""
+    from crystalctl.io.structures import parse_formats
+
+    _check_numbers(request["n"], options)
+    formats = parse_formats(",".join(options.formats))
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        check_folder(out, resume=options.resume)
+    weights = choose_weights(request["task"], needs, options.model, options.weights)
+
+    from crystalctl.analysis.ranking import rank_samples
+    from crystalctl.checkpoint import load_model as load
+    from crystalctl.io.ranked import write_ranking
+    from crystalctl.models.device import pick_device
+    from crystalctl.sampling import draw
+
+    device = pick_device(options.device)
+    loaded = load(weights, task=request["task"], family=options.model, device=device)
+    check_family(loaded.meta["family"], request["task"], needs)
+    samples = plan(Statistics.from_meta(loaded.meta))
+    request |= {
+        "seed": options.seed,
+        "steps": options.steps,
+        "weights": loaded.name,
+        "weights_sha256": loaded.sha256,
+        "family": loaded.meta["family"],
+        "device": device.type,
+    }
+    if out is None and options.default_out:
+        out = default_folder(file_safe(name), request if options.resume else None)
+    run = None
+    if out is not None:
+        run = RunFolder.open(out, request, command=sys.argv, resume=options.resume)
+        if options.on_folder is not None:
+            options.on_folder(out)
+        if run.finished:
+            return _finished_result(run, samples)
+    report = options.on_progress or (lambda stage, done, total: None)
+    try:
+        crystals = draw(
+            loaded.model,
+            samples,
+            seed=options.seed,
+            steps=options.steps,
+            device=device,
+            run=run,
+            batch_size=options.batch_size,
+            on_progress=report,
+        )
+        ranking = rank_samples(samples, crystals, on_progress=report)
+        rows = [candidate.row() for candidate in ranking.candidates]
+        if run is not None:
+            rows = write_ranking(run, ranking, formats, on_progress=report)
+    except BaseException:
+        if run is not None and not run.finished:
+            run.interrupted()
+        raise
+    return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), out)
+
+
+def _finished_result(run: RunFolder, samples: Sequence[Sample]) -> Result:
+    """The result of a run that was already complete, from its files."""
+    from crystalctl.analysis.ranking import Candidate
+    from crystalctl.analysis.symmetrise import symmetrise
+    from crystalctl.io.ranked import read_samples
+
+    summary, drawn = run.read_summary(), read_samples(run)
+    by_number = {sample.number: sample for sample in samples}
+    candidates = [
+        Candidate(
+            row["rank"],
+            by_number[row["sample"]],
+            row["formula"],
+            drawn[row["sample"]],
+            symmetrise(drawn[row["sample"]]),
+            tuple(row["members"]),
+        )
+        for row in summary["structures"]
+    ]
+    rows, aside = summary["structures"], summary["set_aside"]
+    return Result(candidates, rows, aside, summary["n_samples"], run.path)

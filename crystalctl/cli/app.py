@@ -1,0 +1,82 @@
+"""The command ``crystalctl``: global flags, commands, and the one place that catches errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from crystalctl.cli import ui
+from crystalctl.cli.generate import generate
+from crystalctl.cli.models import models
+from crystalctl.cli.predict import predict
+from crystalctl.errors import CrystalctlError
+
+app = typer.Typer(
+    name="crystalctl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import crystalctl
+
+        print(f"crystalctl {crystalctl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
+    ] = False,
+) -> None:
+    """Crystal structure prediction and generation with diffusion models."""
+
+
+app.command()(predict)
+app.command()(generate)
+app.command()(models)
+# Both are written beside this file at the moment; plain imports once they are there.
+if find_spec("crystalctl.cli.train"):
+    from crystalctl.cli.train import train
+
+    app.command()(train)
+if find_spec("crystalctl.cli.data"):
+    from crystalctl.cli.data import app as data_app
+
+    app.add_typer(data_app, name="data")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 fine, 1 unexpected, 2 a request that cannot be carried out."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=given, prog_name="crystalctl")
+    except CrystalctlError as error:
+        ui.show_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        ui.show_error(
+            CrystalctlError(
+                f"unexpected {type(error).__name__}: {error}",
+                "please report it with the output of `crystalctl --debug ...` (same arguments)",
+            )
+        )
+        sys.exit(1)

@@ -1,0 +1,53 @@
+"""``crystalctl generate``: crystals from scratch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from crystalctl.cli import running
+
+
+def generate(
+    n: running.N = 20,
+    num_atoms: Annotated[
+        str | None, typer.Option(help="Atoms in the cell: 8, or 4,6,8, or 4-12.")
+    ] = None,
+    elements: Annotated[str | None, typer.Option(help="Only these elements, like Sr,Ti,O.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
+    model: running.Model = None,
+    weights: running.Weights = None,
+    steps: running.Steps = None,
+    seed: running.Seed = 0,
+    device: running.Device = "auto",
+    out: running.Out = None,
+    formats: running.Format = "cif",
+    as_json: running.Json = False,
+    resume: running.Resume = False,
+    quiet: running.Quiet = False,
+    spacegroup: running.SpaceGroup = None,
+    wyckoff: running.Wyckoff = None,
+) -> None:
+    """Generate crystals without a formula, merged and ranked."""
+    running.refuse_symmetry(spacegroup, wyckoff)
+    from crystalctl import api
+
+    running.run_and_show(
+        api.generate,
+        name="generate",
+        as_json=as_json,
+        quiet=quiet,
+        n=n,
+        num_atoms=num_atoms,
+        elements=elements,
+        exclude=exclude,
+        model=model,
+        weights=weights,
+        steps=steps,
+        seed=seed,
+        device=device,
+        out=out,
+        formats=formats.split(","),
+        resume=resume,
+    )

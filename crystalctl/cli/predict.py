@@ -1,0 +1,76 @@
+"""``crystalctl predict``: formula -> structures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crystalctl.cli import running
+from crystalctl.errors import InputError
+
+
+def predict(
+    formula: Annotated[
+        list[str] | None, typer.Option("--formula", "-f", help="Formula; may be repeated.")
+    ] = None,
+    formulas: Annotated[
+        Path | None, typer.Option(help="File with one formula a line; # starts a comment.")
+    ] = None,
+    n: running.N = 20,
+    z: Annotated[
+        str, typer.Option(help="Reduced formula units in the cell: auto, or like 1,2,4.")
+    ] = "auto",
+    num_atoms: Annotated[
+        int | None, typer.Option(help="Number of atoms in the cell, instead of --z.")
+    ] = None,
+    model: running.Model = None,
+    weights: running.Weights = None,
+    steps: running.Steps = None,
+    seed: running.Seed = 0,
+    device: running.Device = "auto",
+    out: running.Out = None,
+    formats: running.Format = "cif",
+    as_json: running.Json = False,
+    resume: running.Resume = False,
+    quiet: running.Quiet = False,
+    spacegroup: running.SpaceGroup = None,
+    wyckoff: running.Wyckoff = None,
+) -> None:
+    """Predict crystal structures from a formula, merged and ranked."""
+    running.refuse_symmetry(spacegroup, wyckoff)
+    wanted = [*(formula or []), *(read_formulas(formulas) if formulas else [])]
+    from crystalctl import api
+
+    running.run_and_show(
+        api.predict,
+        name="predict",
+        as_json=as_json,
+        quiet=quiet,
+        formulas=wanted,
+        n=n,
+        z=z,
+        num_atoms=num_atoms,
+        model=model,
+        weights=weights,
+        steps=steps,
+        seed=seed,
+        device=device,
+        out=out,
+        formats=formats.split(","),
+        resume=resume,
+    )
+
+
+def read_formulas(path: Path) -> list[str]:
+    """Formulas of a file, one a line; empty lines and ``#`` comments are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}", "give a text file, one formula a line") from error
+    found = [line.split("#")[0].strip() for line in lines]
+    kept = [text for text in found if text]
+    if not kept:
+        raise InputError(f"{path} holds no formula", "one formula a line, like SrTiO3")
+    return kept

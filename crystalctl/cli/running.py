@@ -1,0 +1,73 @@
+"""What predict and generate share on the command line: options, running, showing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crystalctl.cli import ui
+from crystalctl.errors import InputError
+
+if TYPE_CHECKING:
+    from crystalctl.api import Result
+
+N = Annotated[int, typer.Option("--n", help="Samples to draw (for each formula).")]
+Model = Annotated[str | None, typer.Option(help="Model family, see `crystalctl models`.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Name of shipped weights, or a .safetensors file.")
+]
+Steps = Annotated[int | None, typer.Option(help="Sampling steps; fewer is faster and coarser.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same structures.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Run folder, new or empty.  [default: runs/NAME, next free]")
+]
+Format = Annotated[
+    str, typer.Option("--format", help="Files of ranked structures: cif, poscar, extxyz.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
+SpaceGroup = Annotated[
+    str | None, typer.Option("--spacegroup", help="Not available yet.", hidden=True)
+]
+Wyckoff = Annotated[str | None, typer.Option("--wyckoff", help="Not available yet.", hidden=True)]
+
+
+def refuse_symmetry(spacegroup: str | None, wyckoff: str | None = None) -> None:
+    """Say clearly that symmetry cannot be prescribed yet."""
+    for option, value in (("--spacegroup", spacegroup), ("--wyckoff", wyckoff)):
+        if value is not None:
+            raise InputError(
+                f"{option} is not available yet: no shipped model can hold a space group",
+                "leave it out; found space groups are listed in the result",
+            )
+
+
+def run_and_show(
+    verb: Callable[..., Result], *, name: str, as_json: bool, quiet: bool, **request: Any
+) -> None:
+    """Call ``predict`` or ``generate`` of the api with progress, then print its result."""
+    folder: list[Path] = []
+    try:
+        with ui.progress(quiet or as_json) as on_progress:
+            result = verb(
+                **request, on_progress=on_progress, on_folder=folder.append, default_out=True
+            )
+    except KeyboardInterrupt:
+        ui.note(ui.resume_hint(folder[0] if folder else None))
+        raise typer.Exit(130) from None
+    if as_json:
+        ui.print_json(
+            {
+                "folder": str(result.folder),
+                "n_samples": result.n_samples,
+                "set_aside": result.set_aside,
+                "structures": result.rows,
+            }
+        )
+    elif not quiet:
+        ui.show_result(result, command=f"crystalctl {name}")

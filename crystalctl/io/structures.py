@@ -1,0 +1,102 @@
+"""Structures <-> files: CIF with symmetry operations, POSCAR, extended XYZ; writes are atomic."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crystalctl.errors import InputError
+
+FORMATS = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
+"""File formats for ranked structures and their suffixes."""
+_CIF_SYMPREC = 0.005
+
+
+def parse_formats(text: str) -> list[str]:
+    """The value of ``--format``: a comma-separated list out of ``FORMATS``."""
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        raise InputError(f"--format is '{text}'", f"allowed: {', '.join(FORMATS)}, or several")
+    return list(dict.fromkeys(names))
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file in one step: a reader sees the old file or the new one, never half."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with part.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def structure_text(structure: Any, form: str, *, number: int = 1, info: Mapping[str, Any]) -> str:
+    """One pymatgen structure as the text of a file of format ``form`` (see ``FORMATS``).
+
+    ``number`` is the space group the structure has exactly; a CIF then carries its operations.
+    """
+    if form == "cif":
+        return cif_text(structure, number)
+    if form == "poscar":
+        from pymatgen.io.vasp import Poscar
+
+        return str(Poscar(structure.get_sorted_structure()).get_str(significant_figures=10))
+    row = (structure.lattice.matrix, structure.frac_coords, [s.specie.Z for s in structure], info)
+    return extxyz_text([row])
+
+
+def cif_text(structure: Any, number: int = 1) -> str:
+    """CIF of a pymatgen structure; with symmetry operations when ``number`` is above 1.
+
+    Falls back to P1 with all atoms when the operations found are not those of ``number``.
+    """
+    from pymatgen.io.cif import CifWriter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if number > 1:
+            text = str(CifWriter(structure, symprec=_CIF_SYMPREC, significant_figures=8))
+            if f"_symmetry_Int_Tables_number   {number}\n" in text:
+                return text
+        return str(CifWriter(structure, significant_figures=8))
+
+
+Row = tuple[Any, Any, Sequence[int], Mapping[str, Any]]
+"""Lattice (3, 3) Å rows, fractional coordinates (n, 3), n atomic numbers, facts to store."""
+
+
+def extxyz_text(rows: Sequence[Row]) -> str:
+    """Raw cells as extended XYZ, also impossible ones (their numbers may be nan)."""
+    import ase.io
+    import numpy as np
+    from ase import Atoms
+
+    frames = []
+    for lattice, frac, species, info in rows:
+        cell, points = np.asarray(lattice, dtype=float), np.asarray(frac, dtype=float)
+        with np.errstate(all="ignore"):
+            cartesian = points @ cell
+        frame = Atoms(numbers=list(species), positions=cartesian, cell=cell, pbc=True)
+        frame.info.update(info)
+        frames.append(frame)
+    text = io.StringIO()
+    if frames:
+        ase.io.write(text, frames, format="extxyz")
+    return text.getvalue()
+
+
+def read_extxyz(path: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """Frames of an extended XYZ file as ``(ase.Atoms, info)``."""
+    import ase.io
+
+    frames = ase.io.read(path, index=":", format="extxyz")
+    return [(frame, dict(frame.info)) for frame in frames]

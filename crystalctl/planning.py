@@ -1,0 +1,287 @@
+"""A request -> the exact list of samples and the tiles they are drawn in.
+
+Everything here follows from the request and the statistics stored with the weights, never from the
+machine's free memory: the same request gives the same tiles, and so the same structures,
+wherever it is interrupted. No torch here: wrong requests are refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crystalctl.crystal.elements import Formula, name_of, reduced_key, symbol_of
+from crystalctl.errors import InputError
+
+AUTO_UNITS = 4
+AUTO_ATOMS = 20
+MAX_TILE = 512
+EDGE_BUDGET = {"cpu": 8192}
+"""Atom pairs in one tile by kind of device; ``EDGE_BUDGET_ACCELERATOR`` for all others."""
+EDGE_BUDGET_ACCELERATOR = 524288
+_ENOUGH = 10
+"""Training structures a histogram of formula units must hold before it is believed."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the weights know of their training data; see ``from_meta``."""
+
+    max_atoms: int
+    elements: frozenset[int]
+    n_atoms: Mapping[int, int]
+    formula_units: Mapping[str, Mapping[int, int]]
+
+    @staticmethod
+    def from_meta(meta: Mapping[str, Any]) -> Statistics:
+        """Read ``meta["statistics"]`` of a weights file (keys of JSON objects are strings)."""
+        found = meta["statistics"]
+        return Statistics(
+            int(found["max_atoms"]),
+            frozenset(int(z) for z in found["elements"]),
+            {int(k): int(v) for k, v in found.get("n_atoms", {}).items()},
+            {
+                key: {int(z): int(v) for z, v in histogram.items()}
+                for key, histogram in found.get("formula_units", {}).items()
+            },
+        )
+
+    def unit_prior(self, formula: Formula) -> Mapping[int, int]:
+        """Histogram of formula units for the formula's kind, backing off to coarser kinds."""
+        kinds = (f"{len(formula.unit)}:{formula.unit_atoms}", f"*:{formula.unit_atoms}", "*:*")
+        for kind in kinds:
+            histogram = self.formula_units.get(kind, {})
+            if sum(histogram.values()) >= _ENOUGH:
+                return histogram
+        return {}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One structure to draw.
+
+    ``number``: from 1, its place in the request. ``key``: names the composition or constraint, and
+    with ``n_atoms`` and ``k`` the random stream. ``composition``: Z -> atoms in the cell (predict).
+    """
+
+    number: int
+    key: str
+    label: str
+    n_atoms: int
+    k: int
+    z: int | None = None
+    composition: Mapping[int, int] | None = None
+    elements: frozenset[int] | None = None
+
+    @property
+    def stream(self) -> int:
+        """The 63-bit name of this sample's random stream; no other sample shares it."""
+        return stable_hash(f"{self.key}|{self.n_atoms}|{self.k}")
+
+
+def stable_hash(text: str) -> int:
+    """A non-negative 63-bit integer that is the same on every machine and in every run."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def parse_units(text: str) -> list[int] | None:
+    """The value of ``--z``: None for ``auto``, else the numbers of formula units asked for."""
+    if text.strip().lower() == "auto":
+        return None
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isascii() and p.isdigit() and int(p[:9]) >= 1 for p in parts):
+        raise InputError(f"--z is '{text}'", "allowed: auto, or whole numbers like 1,2,4")
+    return sorted({int(p) for p in parts})
+
+
+def parse_atom_numbers(text: str) -> list[int]:
+    """The value of generate's ``--num-atoms``: ``8``, ``4,6,8`` or ``4-12`` -> sorted numbers."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        ends = [e.strip() for e in part.split("-")]
+        if len(ends) > 2 or not all(e.isascii() and e.isdigit() and len(e) < 6 for e in ends):
+            raise InputError(f"--num-atoms is '{text}'", "allowed: 8 or 4,6,8 or 4-12")
+        first, last = int(ends[0]), int(ends[-1])
+        if first < 1 or last < first:
+            raise InputError(f"--num-atoms is '{text}'", "allowed: 8 or 4,6,8 or 4-12, from 1")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
+
+
+def choose_units(
+    formula: Formula,
+    statistics: Statistics,
+    *,
+    units: Sequence[int] | None = None,
+    num_atoms: int | None = None,
+) -> list[int]:
+    """Numbers of reduced formula units to sample.
+
+    ``units`` None enumerates 1..4 while the cell has at most 20 atoms (and what the weights know);
+    the multiple in which the formula was written (2 for ``Sr2Ti2O6``) is always among them where
+    it is known. ``num_atoms`` picks the one with that many atoms. Raises ``InputError`` for cells
+    larger than the weights know and numbers of atoms the formula cannot give.
+    """
+    per_unit, most = formula.unit_atoms, statistics.max_atoms
+    unknown = [symbol_of(z) for z in formula.unit if z not in statistics.elements]
+    if unknown:
+        raise InputError(
+            f"the weights have never seen {', '.join(unknown)} (in {formula.text})",
+            "`crystalctl models` lists other weights",
+        )
+    if num_atoms is not None:
+        return [_units_for(formula, num_atoms, most)]
+    if units is None:
+        if per_unit > most:
+            raise _too_large(formula, 1, most)
+        limit = min(AUTO_ATOMS, most)
+        chosen = [z for z in range(1, AUTO_UNITS + 1) if z * per_unit <= limit] or [1]
+        as_written = formula.factor
+        if as_written * per_unit <= most and as_written not in chosen:
+            chosen.append(as_written)
+        return sorted(chosen)
+    for z in units:
+        if z * per_unit > most:
+            raise _too_large(formula, z, most)
+    return list(units)
+
+
+def _units_for(formula: Formula, num_atoms: int, most: int) -> int:
+    per_unit = formula.unit_atoms
+    if num_atoms < 1 or num_atoms % per_unit:
+        below = max(1, num_atoms // per_unit) * per_unit
+        near = [n for n in dict.fromkeys((below, below + per_unit)) if n <= most]
+        hint = f"nearest possible: {' or '.join(str(n) for n in near)}" if near else ""
+        raise InputError(
+            f"no cell of {formula.reduced} ({per_unit} atoms per formula unit) has "
+            f"{num_atoms} atoms",
+            hint,
+        )
+    if num_atoms > most:
+        raise _too_large(formula, num_atoms // per_unit, most)
+    return num_atoms // per_unit
+
+
+def _too_large(formula: Formula, z: int, most: int) -> InputError:
+    fits = most // formula.unit_atoms
+    hint = f"use --z {fits} or less" if fits else "`crystalctl models` shows the limits of others"
+    return InputError(
+        f"{z} x {formula.reduced} has {z * formula.unit_atoms} atoms, "
+        f"the weights know up to {most}",
+        hint,
+    )
+
+
+def spread(n: int, units: Sequence[int], prior: Mapping[int, int]) -> list[int]:
+    """Share ``n`` samples over ``units`` by the prior (add-one smoothed), largest remainder.
+
+    Each gets at least one while ``n`` allows.
+    """
+    weights = [prior.get(z, 0) + 1 for z in units]
+    exact = [n * w / sum(weights) for w in weights]
+    shares = [math.floor(e) for e in exact]
+    order = sorted(range(len(units)), key=lambda i: (shares[i] - exact[i], units[i]))
+    for i in order[: n - sum(shares)]:
+        shares[i] += 1
+    if n >= len(units):
+        for i, share in enumerate(shares):
+            if share == 0:
+                shares[shares.index(max(shares))] -= 1
+                shares[i] = 1
+    return shares
+
+
+def plan_predict(
+    formulas: Sequence[Formula],
+    n: int,
+    statistics: Statistics,
+    *,
+    units: Sequence[int] | None = None,
+    num_atoms: int | None = None,
+) -> list[Sample]:
+    """The samples of a prediction: ``n`` for each formula."""
+    samples: list[Sample] = []
+    for formula in formulas:
+        chosen = choose_units(formula, statistics, units=units, num_atoms=num_atoms)
+        shares = spread(n, chosen, statistics.unit_prior(formula))
+        key = reduced_key(formula.unit)
+        for z, share in zip(chosen, shares, strict=True):
+            composition = {element: count * z for element, count in formula.unit.items()}
+            samples += [
+                Sample(
+                    len(samples) + 1 + k,
+                    key,
+                    formula.reduced,
+                    z * formula.unit_atoms,
+                    k,
+                    z=z,
+                    composition=composition,
+                )
+                for k in range(share)
+            ]
+    return samples
+
+
+def plan_generate(
+    n: int,
+    statistics: Statistics,
+    *,
+    num_atoms: Sequence[int] | None = None,
+    elements: frozenset[int] | None = None,
+    seed: int = 0,
+) -> list[Sample]:
+    """The samples of a generation: numbers of atoms drawn from the training histogram.
+
+    ``num_atoms`` restricts them; sizes never seen in training are equally likely. Raises
+    ``InputError`` for sizes or elements beyond the weights.
+    """
+    allowed = list(num_atoms) if num_atoms is not None else sorted(statistics.n_atoms)
+    if not allowed:
+        allowed = list(range(1, statistics.max_atoms + 1))
+    if max(allowed) > statistics.max_atoms:
+        raise InputError(
+            f"--num-atoms asks for {max(allowed)} atoms, the weights know up to "
+            f"{statistics.max_atoms}",
+            f"give numbers from 1 to {statistics.max_atoms}",
+        )
+    unknown = sorted((elements or frozenset()) - statistics.elements)
+    if unknown:
+        names = ", ".join(symbol_of(z) for z in unknown)
+        raise InputError(f"the weights have never seen {names}", "leave them out of --elements")
+    weights = [statistics.n_atoms.get(size, 0) for size in allowed]
+    if not any(weights):
+        weights = [1] * len(allowed)
+    key = "any" if elements is None else name_of({z: 1 for z in sorted(elements)})
+    samples = []
+    for k in range(n):
+        # A hash, not a generator: sample k is the same however many are asked for.
+        point = stable_hash(f"size|{seed}|{key}|{k}") / 2**63 * sum(weights)
+        size = allowed[_locate(weights, point)]
+        samples.append(Sample(k + 1, f"generate:{key}", "generated", size, k, elements=elements))
+    return samples
+
+
+def _locate(weights: Sequence[int], point: float) -> int:
+    total = 0.0
+    for index, weight in enumerate(weights):
+        total += weight
+        if point < total:
+            return index
+    return max(i for i, weight in enumerate(weights) if weight)
+
+
+def tiles(samples: Sequence[Sample], device_kind: str) -> list[list[Sample]]:
+    """Batches of samples with equal numbers of atoms, in an order fixed by the request."""
+    budget = EDGE_BUDGET.get(device_kind, EDGE_BUDGET_ACCELERATOR)
+    by_size: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_size.setdefault(sample.n_atoms, []).append(sample)
+    found: list[list[Sample]] = []
+    for n_atoms, same in sorted(by_size.items()):
+        width = min(MAX_TILE, max(1, budget // n_atoms**2))
+        found += [same[i : i + width] for i in range(0, len(same), width)]
+    return found
