@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from crystalctl.cli import ui
+from crystalctl.cli.data_view import info_table, print_prepared, print_rejected
 
-    from crystalctl.data.prepare import Progress
+if TYPE_CHECKING:
+    from crystalctl.data.datasets import Dataset
 
 app = typer.Typer(help="Prepare datasets for training and look at them.", no_args_is_help=True)
 
@@ -68,14 +67,15 @@ def prepare(
     from crystalctl.data.summary import describe
 
     options = Options(symprec, primitive, split.value if split else "", max_atoms)
-    with _progress_bar(progress and not as_json) as report:
+    with ui.progress(quiet=not progress or as_json) as move:
+        report = partial(move, "preparing") if move else None
         dataset = prepare_dataset(sources, options, jobs=jobs, progress=report)
     _save(dataset, out)
     facts = {"out": str(out), **describe(dataset)}
     if as_json:
-        typer.echo(json.dumps(facts))
+        ui.print_json(facts)
     else:
-        _print_prepared(facts, len(sources))
+        print_prepared(facts, len(sources))
 
 
 @app.command()
@@ -89,13 +89,10 @@ def info(
 
     facts = {"file": str(file), **describe(Dataset.load(file))}
     if as_json:
-        typer.echo(json.dumps(facts))
+        ui.print_json(facts)
         return
-    from rich.console import Console
-
-    console = Console()
-    console.print(_info_table(facts))
-    _print_rejected(facts)
+    ui.stdout().print(info_table(facts))
+    print_rejected(facts)
 
 
 def _check_output(out: Path, force: bool) -> None:
@@ -117,7 +114,7 @@ def _check_output(out: Path, force: bool) -> None:
         raise DataError(f"{out} cannot be written: {folder} is not a folder one may write to")
 
 
-def _save(dataset: Any, out: Path) -> None:
+def _save(dataset: Dataset, out: Path) -> None:
     from safetensors import SafetensorError
 
     from crystalctl.errors import DataError
@@ -128,85 +125,3 @@ def _save(dataset: Any, out: Path) -> None:
     except (OSError, SafetensorError) as error:
         hint = "check the disk and the folder"
         raise DataError(f"{out} cannot be written ({error})", hint) from error
-
-
-@contextmanager
-def _progress_bar(enabled: bool) -> Iterator[Progress | None]:
-    """A bar on stderr, drawn only on a terminal."""
-    if not enabled:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("preparing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_prepared(facts: dict[str, Any], n_sources: int) -> None:
-    meta = facts["meta"]
-    typer.echo(
-        f"{facts['structures']} structures from {meta['rows_read']} rows "
-        f"({n_sources} source{'s' if n_sources > 1 else ''}) -> {facts['out']}"
-    )
-    notes = (
-        (meta["too_large"], f"left out with more than {meta['max_atoms']} atoms"),
-        (meta["no_symmetry"], f"kept without a space group (none within {meta['symprec']} Å)"),
-        (len(meta["not_reduced"]), "kept in their own cell (Niggli reduction failed)"),
-        (meta["repeated_ids"], "ids that occur again"),
-    )
-    for count, what in notes:
-        if count:
-            typer.echo(f"  {count} {what}")
-    if meta["ignored_columns"]:
-        typer.echo(f"  columns without numbers, not kept: {', '.join(meta['ignored_columns'])}")
-    _print_rejected(facts)
-
-
-def _print_rejected(facts: dict[str, Any], first: int = 5) -> None:
-    """Rejected rows by reason, and the first few of them."""
-    rows = facts["rejected_rows"]
-    for reason, count in facts["rejected"].items():
-        typer.echo(f"  {count} rejected: {reason}")
-    for item in rows[:first]:
-        detail = f": {item['detail']}" if item.get("detail") else ""
-        typer.echo(
-            f"    {item['source']} row {item['row']} ({item['id']}): {item['reason']}{detail}"
-        )
-    if len(rows) > first:
-        typer.echo(f"    ... all {len(rows)} with: crystalctl data info FILE --json")
-
-
-def _info_table(facts: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=facts["file"], show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name in ("structures", "atoms"):
-        table.add_row(name, str(facts[name]))
-    table.add_row("splits", _counts(facts["splits"], 4))
-    table.add_row("atoms per cell", _counts(facts["n_atoms"], 60))
-    table.add_row("volume per atom", _spread(facts["volume_per_atom_ang3"]) + " Å³")
-    table.add_row(f"elements ({len(facts['elements'])})", _counts(facts["elements"], 20))
-    groups = facts["space_groups"]
-    table.add_row(f"space groups ({len(groups)})", _counts(groups, 12))
-    for name, values in facts["properties"].items():
-        table.add_row(f"label {name}", f"{values['count']} values, {_spread(values)}")
-    table.add_row("rejected rows", str(len(facts["rejected_rows"])))
-    for name, value in facts["meta"].items():
-        shown = ", ".join(map(str, value[:8])) if isinstance(value, list) else value
-        table.add_row(name.replace("_", " "), "none" if shown in ("", None) else str(shown))
-    return table
-
-
-def _counts(counts: dict[Any, int], most: int) -> str:
-    shown = [f"{name}: {count}" for name, count in list(counts.items())[:most]]
-    return "  ".join(shown) + ("  ..." if len(counts) > most else "")
-
-
-def _spread(values: dict[str, float]) -> str:
-    return f"{values['min']:.4g} to {values['max']:.4g}, median {values['median']:.4g}"

@@ -97,8 +97,8 @@ def _pack(
                 f"structure {number} has atomic numbers {sorted(set(row))}",
                 f"each structure needs at least one atom, of elements 1 to {MAX_Z}",
             )
-    frac = [torch.as_tensor(f, dtype=torch.float64).reshape(-1, 3) for f in fracs]
-    lattice = [torch.as_tensor(m, dtype=torch.float64).reshape(1, 3, 3) for m in lattices]
+    frac = [torch.tensor(f, dtype=torch.float64).reshape(-1, 3) for f in fracs]
+    lattice = [torch.tensor(m, dtype=torch.float64).reshape(1, 3, 3) for m in lattices]
     return Crystals(
         Layout(torch.tensor([len(row) for row in species], dtype=torch.int64)),
         torch.cat([torch.zeros(0, 3, 3, dtype=torch.float64), *lattice]).to(dtype),

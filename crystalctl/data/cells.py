@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,10 +162,7 @@ def niggli(lattice: Array, frac: Array) -> tuple[Array, Array, bool]:
     found = lattice
     done = False
     for tolerance in NIGGLI_TOLERANCES:
-        try:
-            reduced = spglib.niggli_reduce(lattice, tolerance)
-        except Exception:  # the class of spglib's errors changed between versions
-            continue
+        reduced = _ask(spglib.niggli_reduce, lattice, tolerance)
         if reduced is None or not np.isfinite(reduced).all():
             continue
         steps = np.linalg.solve(lattice.T, np.asarray(reduced).T).T
@@ -180,6 +177,17 @@ def niggli(lattice: Array, frac: Array) -> tuple[Array, Array, bool]:
         # lattice with the same angles and is right-handed.
         found, frac = -found, -frac
     return _turned(found), frac, done
+
+
+def _ask(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The answer of a spglib function, or None when it has none."""
+    with warnings.catch_warnings():
+        # It announces the end of its old way to report errors; both ways are understood here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return function(*args, **options)
+        except Exception:  # the class of its errors changed between versions
+            return None
 
 
 def _turned(lattice: Array) -> Array:
@@ -201,10 +209,7 @@ def symmetry(
     import spglib
 
     nothing = 0, np.zeros(len(numbers), dtype=np.int64), np.arange(len(numbers))
-    try:
-        facts = spglib.get_symmetry_dataset((lattice, frac, numbers), symprec=symprec)
-    except Exception:  # the class of spglib's errors changed between versions
-        return nothing
+    facts = _ask(spglib.get_symmetry_dataset, (lattice, frac, numbers), symprec=symprec)
     if facts is None:
         return nothing
     wyckoff = np.array([26 if w == "A" else ord(w) - ord("a") for w in facts.wyckoffs])
@@ -220,12 +225,13 @@ def _primitive(
     """The primitive cell within ``symprec``, atoms where they are; the same cell where none."""
     import spglib
 
-    try:
-        cell = spglib.standardize_cell(
-            (lattice, frac, numbers), to_primitive=True, no_idealize=True, symprec=symprec
-        )
-    except Exception:  # the class of spglib's errors changed between versions
-        cell = None
+    cell = _ask(
+        spglib.standardize_cell,
+        (lattice, frac, numbers),
+        to_primitive=True,
+        no_idealize=True,
+        symprec=symprec,
+    )
     if cell is None or len(numbers) % len(cell[2]):
         return lattice, frac, numbers
     return np.asarray(cell[0]), np.asarray(cell[1]), np.asarray(cell[2], dtype=np.int64)

@@ -162,7 +162,7 @@ def _from_numbers(record: Mapping[str, Any]) -> Entry:
             raise RowError("numbers that are not finite", "lattice")
         lattice = lattice_matrix(lattice)
     numbers = np.array([atomic_number(s) for s in record["species"]], dtype=np.int64)
-    frac = np.asarray(record["frac"], dtype=np.float64)
+    frac = np.asarray(record["frac"] or np.zeros((0, 3)), dtype=np.float64)
     if frac.shape != (len(numbers), 3):
         raise RowError("wrong shape", f"{len(numbers)} species, frac of shape {frac.shape}")
     rest = {k: v for k, v in record.items() if k not in {"lattice", "species", "frac"}}

@@ -1,0 +1,222 @@
+"""Every kind of source gives the same crystals, and bad ones say why."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.io import write
+from pymatgen.core import Lattice, Structure
+from pymatgen.entries.computed_entries import ComputedStructureEntry
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from crystalctl.data.prepare import prepare
+from crystalctl.data.readers import read_rows, sniff
+from crystalctl.data.records import RawRow, RowError, atomic_number, parse_row
+from crystalctl.errors import DataError
+
+
+def perovskite() -> Structure:
+    return Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(3.9), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0]]
+    )
+
+
+def rock_salt() -> Structure:
+    return Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
+    ).get_primitive_structure()
+
+
+def record(structure: Structure, **columns: Any) -> dict[str, Any]:
+    return {
+        "lattice": list(structure.lattice.parameters),
+        "species": [site.specie.symbol for site in structure],
+        "frac": structure.frac_coords.tolist(),
+        **columns,
+    }
+
+
+def write_csv(path: Path, structures: list[Structure]) -> Path:
+    with path.open("w", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerow(["", "material_id", "pretty_formula", "heat", "cif"])
+        for number, one in enumerate(structures):
+            table.writerow([number, f"m-{number}", one.reduced_formula, -1.5, one.to(fmt="cif")])
+    return path
+
+
+def write_source(kind: str, folder: Path, structures: list[Structure]) -> Path:
+    """Write ``structures`` as a source of this kind, ids m-0, m-1, ... where it can hold them."""
+    if kind == "csv":
+        return write_csv(folder / "set.csv", structures)
+    if kind == "csv.gz":
+        plain = write_csv(folder / "plain.csv", structures)
+        (folder / "set.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+        return folder / "set.csv.gz"
+    if kind == "cifs":
+        (folder / "cifs" / "deeper").mkdir(parents=True)
+        for number, one in enumerate(structures):
+            where = folder / "cifs" / ("deeper" if number else "")
+            one.to(str(where / f"m-{number}.cif"))
+        return folder / "cifs"
+    if kind == "extxyz":
+        frames = [AseAtomsAdaptor.get_atoms(s) for s in structures]
+        for number, frame in enumerate(frames):
+            frame.calc = None
+            frame.info = {"id": f"m-{number}", "heat": -1.5}
+        write(folder / "set.extxyz", frames, format="extxyz")
+        return folder / "set.extxyz"
+    named = {f"m-{n}": s for n, s in enumerate(structures)}
+    documents: dict[str, Any] = {
+        "jsonl.gz": [record(s, id=n, heat=-1.5) for n, s in named.items()],
+        "structures.jsonl": [{**s.as_dict(), "@class": "Structure"} for s in structures],
+        "records.jsonl": [
+            {"material_id": n, "structure": s.as_dict(), "heat": -1.5} for n, s in named.items()
+        ],
+        "list.json": [s.as_dict() for s in structures],
+        "dict.json": {n: s.as_dict() for n, s in named.items()},
+        "entries.json": [
+            ComputedStructureEntry(s, -12.5, entry_id=n).as_dict() for n, s in named.items()
+        ],
+        "lines.json": [s.as_dict() for s in structures],
+    }
+    document = documents[kind]
+    lines = "jsonl" in kind or kind == "lines.json"
+    text = "\n".join(json.dumps(d) for d in document) if lines else json.dumps(document)
+    path = folder / (kind if "." in kind[:-6] else f"set.{kind}")
+    path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    return path
+
+
+KINDS = [
+    "csv",
+    "csv.gz",
+    "cifs",
+    "extxyz",
+    "jsonl.gz",
+    "structures.jsonl",
+    "records.jsonl",
+    "list.json",
+    "dict.json",
+    "entries.json",
+    "lines.json",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_crystals(kind: str, tmp_path: Path) -> None:
+    source = write_source(kind, tmp_path, [perovskite(), rock_salt()])
+    dataset = prepare([source], jobs=1)
+    assert dataset.meta["rejected"] == []
+    order = np.argsort(-dataset.crystals.layout.n_atoms.numpy()).tolist()
+    assert [dataset.crystals.layout.counts[i] for i in order] == [5, 2]
+    assert [dataset.space_group.tolist()[i] for i in order] == [221, 225]
+    species = [sorted(part.species.tolist()) for part in dataset.crystals.split()]
+    assert [species[i] for i in order] == [[8, 8, 8, 22, 38], [11, 17]]
+    volumes = dataset.crystals.lattice.det()[order]
+    np.testing.assert_allclose(volumes, [3.9**3, 5.6**3 / 4], rtol=1e-4)
+    if kind not in {"structures.jsonl", "list.json", "lines.json", "cifs"}:
+        assert [dataset.ids[i] for i in order] == ["m-0", "m-1"]
+    if kind == "cifs":
+        assert sorted(dataset.ids) == ["deeper/m-1", "m-0"]
+    if kind in {"csv", "extxyz", "jsonl.gz", "records.jsonl"}:
+        assert dataset.properties["heat"].tolist() == [-1.5, -1.5]
+    if kind == "csv":
+        assert list(dataset.properties) == ["heat"]
+        assert dataset.meta["ignored_columns"] == ["pretty_formula"]
+    if kind == "entries.json":
+        assert dataset.properties["energy"].tolist() == [-12.5, -12.5]
+
+
+def test_single_cif_file_and_several_sources(tmp_path: Path) -> None:
+    perovskite().to(str(tmp_path / "one.cif"))
+    second = write_source("jsonl.gz", tmp_path, [rock_salt()])
+    dataset = prepare([tmp_path / "one.cif", second], jobs=1)
+    assert dataset.ids == ["one", "m-0"]
+    assert dataset.space_group.tolist() == [221, 225]
+
+
+def test_split_from_the_row_or_else_the_file_name(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        rows = [record(rock_salt(), id=f"{name}-plain"), record(rock_salt(), split="Validation")]
+        text = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    dataset = prepare([tmp_path], jobs=1)
+    assert dataset.split.tolist() == [3, 2, 1, 2, 2, 2]
+    assert dataset.ids[:2] == ["test-plain", "test-2"]
+
+
+def test_kind_from_the_content(tmp_path: Path) -> None:
+    path = write_source("jsonl.gz", tmp_path, [rock_salt()])
+    bare = tmp_path / "nosuffix"
+    bare.write_bytes(gzip.decompress(path.read_bytes()))
+    assert sniff(bare) == "json"
+    assert [row.kind for row in read_rows([bare])] == ["json"]
+    table = tmp_path / "table.txt"
+    write_csv(table, [rock_salt()])
+    assert sniff(table) == "csv"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("picture.png", b"\x89PNG\r\n\x1a\n\x00\xff", "not a kind of file"),
+        ("set.csv", b"material_id,structure\n1,2\n", "no column named cif"),
+        ("set.json", b'{"a": [1, 2', "not valid JSON"),
+        ("set.json", b"3.5", "JSON float"),
+        ("set.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-12], "damaged or cut short"),
+        ("set.jsonl.gz", b"plain text", "damaged or cut short"),
+        ("set.jsonl", b"\xff\xfe\x00\x01", "not a text file"),
+        ("set.extxyz", b"\nnot a count\n", "should begin with a number of atoms"),
+        ("set.jsonl", b"\n", "holds no rows"),
+    ],
+)
+def test_unusable_sources(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare([path], jobs=1)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+
+
+def test_missing_source_and_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file or folder"):
+        list(read_rows([tmp_path / "nowhere.csv"]))
+    with pytest.raises(DataError, match="no CIF and no data file"):
+        list(read_rows([tmp_path]))
+
+
+def test_unreadable_rows_of_text_are_row_errors() -> None:
+    rows = {
+        "not valid JSON": RawRow("json", "{broken", "s", 1),
+        "not a structure": RawRow("json", '{"a": 1}', "s", 1),
+        "no CIF": RawRow("csv", {"cif": "  ", "material_id": "x"}, "s", 1),
+        "CIF that cannot be read": RawRow("csv", {"cif": "data_x\n_cell_length_a oops"}, "s", 1),
+        "not periodic": RawRow("extxyz", "1\nProperties=species:S:1:pos:R:3\nH 0 0 0\n", "s", 1),
+        "the extxyz row cannot be read": RawRow("extxyz", "2\n\nH 0 0\n", "s", 1),
+    }
+    for reason, row in rows.items():
+        with pytest.raises(RowError) as caught:
+            parse_row(row)
+        assert caught.value.reason == reason
+
+
+def test_symbols() -> None:
+    assert [atomic_number(s) for s in ("Fe", "Fe3+", "O2-", "D", "Pu", 26)] == [
+        26,
+        26,
+        8,
+        1,
+        94,
+        26,
+    ]
+    for bad in ("Xx", "X", "fe", "Lr", 0, 101, ""):
+        with pytest.raises(RowError, match="unknown element"):
+            atomic_number(bad)
