@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,8 @@ def test_saved_file_reads_back_and_describes_itself(tmp_path: Path) -> None:
     assert facts["rejected"] == {"not valid JSON": 1}
     assert facts["volume_per_atom_ang3"]["mean"] == pytest.approx(32.0)
     assert to_structures(loaded.crystals)[0].formula == "Cs1 Cl1"
+
+
+def test_workers_start_without_torch() -> None:
+    code = "import sys, crystalctl.data.cells; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
