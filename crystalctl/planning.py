@@ -210,7 +210,8 @@ def plan_predict(
         shares = spread(n, chosen, statistics.unit_prior(formula))
         key = reduced_key(formula.unit)
         for z, share in zip(chosen, shares, strict=True):
-            composition = {element: count * z for element, count in formula.unit.items()}
+            # By atomic number: however a formula is written, it gives the same structures.
+            composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
             samples += [
                 Sample(
                     len(samples) + 1 + k,

@@ -39,6 +39,8 @@ def symmetrise(structure: Any, ladder: Sequence[float] = SYMPREC_LADDER_ANG) -> 
         if found is None:
             continue
         cell, number, symbol = found
+        if number == 1:
+            break
         if reproduces(structure, cell, within_ang=2 * symprec):
             return Symmetric(cell, number, symbol, symprec)
     return Symmetric(structure, 1, "P1", None)

@@ -214,12 +214,10 @@ def _new_manifest(request: Mapping[str, Any], command: Sequence[str]) -> dict[st
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found: Any = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or "request" not in found:
-        return None
-    return found
+    return dict(found) if isinstance(found, dict) and "request" in found else None
 
 
 def _refuse_difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -1,0 +1,42 @@
+"""crystalctl models and the global flags."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_models(run_cli) -> None:
+    done = run_cli("models")
+    assert done.code == 0
+    for text in ("fake-predict *", "1.23 M", "match_rate_k1 0.5", "DiffCSP", "arXiv:2309.04475"):
+        assert text in done.out
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_models_json(run_cli) -> None:
+    found = json.loads(run_cli("models", "--json").out)
+    assert found["weights"][0]["name"] == "fake-predict"
+    assert "composition" in found["models"][0]["accepts"]
+
+
+def test_version(run_cli) -> None:
+    import crystalctl
+
+    assert run_cli("--version").out.strip() == f"crystalctl {crystalctl.__version__}"
+
+
+def test_unknown_command(run_cli) -> None:
+    done = run_cli("predcit")
+    assert done.code == 2
+    assert "predcit" in done.err
+
+
+def test_public_names() -> None:
+    import crystalctl
+
+    assert {getattr(crystalctl, name) is not None for name in crystalctl.__all__} == {True}
+    with pytest.raises(AttributeError):
+        crystalctl.nothing  # noqa: B018

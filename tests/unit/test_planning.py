@@ -1,0 +1,140 @@
+"""Formula units, numbers of samples, tiles and random streams follow from the request alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crystalctl.crystal.elements import parse_formula
+from crystalctl.errors import InputError
+from crystalctl.planning import (
+    Statistics,
+    choose_units,
+    parse_atom_numbers,
+    parse_units,
+    plan_generate,
+    plan_predict,
+    spread,
+    stable_hash,
+    tiles,
+)
+
+STATISTICS = Statistics.from_meta(
+    {
+        "statistics": {
+            "max_atoms": 40,
+            "elements": list(range(1, 90)),
+            "n_atoms": {"4": 10, "8": 30, "40": 1},
+            "formula_units": {
+                "3:5": {"1": 60, "2": 30, "4": 9},
+                "2:5": {"1": 3},
+                "*:5": {"2": 50},
+                "*:*": {"1": 100},
+            },
+        }
+    }
+)
+
+
+def units(text: str, **options) -> list[int]:
+    return choose_units(parse_formula(text), STATISTICS, **options)
+
+
+def test_automatic_units() -> None:
+    assert units("NaCl") == [1, 2, 3, 4]
+    assert units("SrTiO3") == [1, 2, 3, 4]
+    assert units("Ca3(PO4)2") == [1]
+    assert units("CaSO4·2H2O") == [1]
+    assert units("Al2(SO4)3·H2O") == [1]
+    assert units("Sr2Ti2O6") == [1, 2, 3, 4]
+    assert units("Si8") == [1, 2, 3, 4, 8]
+    assert units("KAl3Si3O12H2") == [1]  # 21 atoms: above 20, but known
+    with pytest.raises(InputError, match="47 atoms, the weights know up to 40"):
+        units("K4Fe(CN)6(H2O)10")
+
+
+def test_given_units() -> None:
+    assert units("SrTiO3", units=[2, 8]) == [2, 8]
+    with pytest.raises(InputError, match="45 atoms") as caught:
+        units("SrTiO3", units=[9])
+    assert caught.value.hint == "use --z 8 or less"
+    assert units("SrTiO3", num_atoms=10) == [2]
+    for wrong, near in ((7, "5 or 10"), (1, "5 or 10"), (39, "35 or 40"), (43, "40")):
+        with pytest.raises(InputError, match=f"has {wrong} atoms") as caught:
+            units("SrTiO3", num_atoms=wrong)
+        assert caught.value.hint == f"nearest possible: {near}"
+    with pytest.raises(InputError, match="never seen Pa"):
+        units("PaO2")
+
+
+def test_parsing() -> None:
+    assert parse_units("auto") is None
+    assert parse_units("4, 1,2") == [1, 2, 4]
+    assert parse_atom_numbers("4-6,12") == [4, 5, 6, 12]
+    for text in ("", "x", "0", "1,,2", "-1", "1.5", "²"):
+        with pytest.raises(InputError, match="--z"):
+            parse_units(text)
+    for text in ("", "0-3", "6-4", "a", "1-2-3", "²"):
+        with pytest.raises(InputError, match="--num-atoms"):
+            parse_atom_numbers(text)
+
+
+def test_prior_backs_off() -> None:
+    assert STATISTICS.unit_prior(parse_formula("SrTiO3")) == {1: 60, 2: 30, 4: 9}
+    assert STATISTICS.unit_prior(parse_formula("Al2O3")) == {2: 50}  # only 3 of its own kind
+    assert STATISTICS.unit_prior(parse_formula("NaCl")) == {1: 100}
+
+
+def test_spread_by_hand() -> None:
+    assert spread(10, [1, 2], {1: 8, 2: 0}) == [9, 1]
+    assert spread(20, [1, 2, 3, 4], {1: 60, 2: 30, 4: 9}) == [11, 6, 1, 2]
+    assert spread(2, [1, 2, 3], {2: 90}) == [0, 2, 0]
+
+
+@given(
+    st.integers(1, 200),
+    st.lists(st.integers(1, 9), min_size=1, max_size=5, unique=True),
+    st.dictionaries(st.integers(1, 9), st.integers(0, 10_000)),
+)
+def test_spread(n: int, wanted: list[int], prior: dict[int, int]) -> None:
+    shares = spread(n, wanted, prior)
+    assert sum(shares) == n
+    assert min(shares) >= (1 if n >= len(wanted) else 0)
+
+
+def test_plan_and_tiles() -> None:
+    samples = plan_predict([parse_formula("SrTiO3"), parse_formula("MgAl2O2")], 30, STATISTICS)
+    assert [s.number for s in samples] == list(range(1, 61))
+    assert len({s.stream for s in samples}) == 60
+    assert all(sum(s.composition.values()) == s.n_atoms for s in samples)
+    for kind, budget in (("cpu", 8192), ("gpu", 524288)):
+        cut = tiles(samples, kind)
+        assert sorted(s.number for tile in cut for s in tile) == list(range(1, 61))
+        for tile in cut:
+            assert len({s.n_atoms for s in tile}) == 1
+            assert len(tile) * tile[0].n_atoms ** 2 <= budget
+    assert tiles(samples, "cpu") == tiles(list(samples), "cpu")
+    # 20 atoms: 8192 // 400 = 20 crystals
+    many = plan_predict([parse_formula("SrTiO3")], 45, STATISTICS, units=[4])
+    assert [len(tile) for tile in tiles(many, "cpu")] == [20, 20, 5]
+    assert max(len(t) for t in tiles(plan_generate(1500, STATISTICS), "gpu")) == 512
+
+
+def test_streams_are_pinned() -> None:
+    """A released seed must give the same structures in later versions."""
+    assert stable_hash("SrTiO3|5|0") == 2825222970742002523
+    sample = plan_predict([parse_formula("SrTiO3")], 1, STATISTICS, units=[1])[0]
+    assert sample.stream == stable_hash("O3TiSr|5|0")
+    assert 0 <= sample.stream < 2**63
+
+
+def test_generate_sizes_follow_the_histogram() -> None:
+    sizes = [s.n_atoms for s in plan_generate(4100, STATISTICS)]
+    assert sizes.count(8) / 4100 == pytest.approx(30 / 41, abs=0.03)
+    assert {s.n_atoms for s in plan_generate(50, STATISTICS, num_atoms=[4, 5])} == {4}
+    assert {s.n_atoms for s in plan_generate(50, STATISTICS, num_atoms=[5, 6])} == {5, 6}
+    more = plan_generate(80, STATISTICS, seed=3)
+    assert plan_generate(20, STATISTICS, seed=3) == more[:20]
+    with pytest.raises(InputError, match="41 atoms"):
+        plan_generate(1, STATISTICS, num_atoms=[41])

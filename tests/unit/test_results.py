@@ -1,0 +1,96 @@
+"""Run folders: names, refusals, atomic tiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from crystalctl.errors import InputError
+from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
+from crystalctl.io.structures import write_atomic
+
+REQUEST = {"formulas": ["NaCl"], "n": 4, "seed": 0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.open(tmp_path / "run", REQUEST, command=["crystalctl"], resume=False)
+
+
+def test_file_safe() -> None:
+    assert file_safe("001_SrTiO3_P4/mbm") == "001_SrTiO3_P4-mbm"
+    assert file_safe("../ä b") == "..---b"
+
+
+def test_tiles(run: RunFolder) -> None:
+    assert run.load_tile(0) is None
+    run.save_tile(0, {"number": torch.arange(3)})
+    found = run.load_tile(0)
+    assert found is not None
+    assert found["number"].tolist() == [0, 1, 2]
+    path = run.partial / "tile-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert run.load_tile(0) is None
+    assert [p.name for p in run.partial.iterdir()] == [path.name]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def fail(*arguments) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_finish(run: RunFolder) -> None:
+    run.save_tile(0, {"number": torch.arange(3)})
+    run.write_summary([{"rank": 1, "formula": "NaCl"}], {"n_samples": 4})
+    run.finish({"n_samples": 4})
+    again = RunFolder.open(run.path, REQUEST, command=["crystalctl"], resume=True)
+    assert again.finished
+    assert again.read_summary()["structures"][0]["formula"] == "NaCl"
+    assert not run.partial.exists()
+    assert json.loads((run.path / "manifest.json").read_text())["counts"] == {"n_samples": 4}
+    (run.path / "summary.json").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        again.read_summary()
+
+
+def test_difference_is_named(run: RunFolder) -> None:
+    other = {**REQUEST, "n": 9, "seed": 3}
+    with pytest.raises(InputError, match=r"n was 4, now 9; seed was 0, now 3"):
+        RunFolder.open(run.path, other, command=[], resume=True)
+    with pytest.raises(InputError, match="not empty"):
+        RunFolder.open(run.path, REQUEST, command=[], resume=False)
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    check_folder(tmp_path / "empty", resume=False)
+    check_folder(tmp_path / "new" / "deep", resume=False)
+    with pytest.raises(InputError, match="is a file"):
+        check_folder(tmp_path / "file" / "run", resume=False)
+    with pytest.raises(InputError, match="not a run"):
+        check_folder(tmp_path, resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_default_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_folder("NaCl") == Path("runs/NaCl")
+    for name, seed in (("NaCl", 0), ("NaCl-2", 0), ("NaCl-3", 1)):
+        request = {**REQUEST, "seed": seed}
+        RunFolder.open(Path("runs", name), request, command=[], resume=False)
+    assert default_folder("NaCl") == Path("runs/NaCl-4")
+    assert default_folder("NaCl", REQUEST) == Path("runs/NaCl-2")
+    assert default_folder("NaCl", {**REQUEST, "n": 5}) == Path("runs/NaCl-4")
