@@ -91,7 +91,10 @@ class Layout:
         return receiver, self.offsets[self.crystal_idx][receiver] + position
 
     def to(self, device: torch.device | str) -> Layout:
-        return Layout(self.n_atoms.to(device))
+        """On another device; the counts come along, so no one has to ask the device for them."""
+        moved = Layout(self.n_atoms.to(device, non_blocking=True))
+        moved.__dict__["counts"] = self.counts
+        return moved
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class NoiseSource:
             key, position = self._key, column.expand(layout.n_crystals, width)
         self.draw += 1
         # Hashing (key, draw) first keeps the counters of different draws apart.
-        return _mix(_mix(key + self.draw * _GOLDEN)[:, None] + (position + 1) * _GOLDEN)
+        draw = torch.full((), self.draw, dtype=torch.int64, device=key.device) * _GOLDEN
+        return _mix(_mix(key + draw)[:, None] + (position + 1) * _GOLDEN)
 
     def normal(self, layout: Layout, width: int, *, per_atom: bool) -> Tensor:
         """Standard normal numbers, float32: (A, width) or (C, width)."""

@@ -1,0 +1,37 @@
+"""The registry of model families. Importing it loads no network library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published method: where its class is, what a request may fix, and where it comes from.
+
+    ``target`` is "module:Class"; ``accepts`` names the fields of a ``Target`` it honours.
+    """
+
+    target: str
+    title: str
+    accepts: frozenset[str]
+    tasks: tuple[str, ...]
+    paper: str
+
+    def load(self) -> Any:
+        """The model class."""
+        module, name = self.target.split(":")
+        return getattr(import_module(module), name)
+
+
+FAMILIES: dict[str, Family] = {
+    "diffcsp": Family(
+        target="crystalctl.models.diffcsp:DiffCSP",
+        title="DiffCSP",
+        accepts=frozenset({"composition", "n_atoms", "elements"}),
+        tasks=("predict", "generate"),
+        paper="arXiv:2309.04475",
+    ),
+}

@@ -1,0 +1,197 @@
+"""DiffCSP: joint diffusion of lattice, coordinates and, to generate, species.
+
+Ref: Jiao et al., "Crystal Structure Prediction by Joint Equivariant Diffusion",
+arXiv:2309.04475 (NeurIPS 2023). Lattice: the 9 numbers of L, variance preserving. Coordinates:
+wrapped normal on the torus. Species: fixed (``predict``) or one-hot vectors of 100 numbers,
+variance preserving, argmax at the end (``generate``). Sampling: Algorithm 2.
+
+Symbols: L lattice (rows, Å), F fractional coordinates, A species, t time step of T,
+gamma the factor of the Langevin step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.data.statistics import Statistics
+from crystalctl.diffusion.gaussian import GaussianProcess
+from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.diffusion.process import Process, State
+from crystalctl.diffusion.sampling import OnStep, predictor_corrector
+from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule, spaced_steps
+from crystalctl.diffusion.torus import TorusProcess
+from crystalctl.errors import InputError
+from crystalctl.models.contract import LossTerms, row_loss
+from crystalctl.networks.cspnet import CSPNet
+
+
+LATTICE_LIMIT = 60.0
+"""Bound on the Frobenius norm of a predicted lattice, Å; beyond any cell of 20 atoms in MP-20."""
+SPECIES_LIMIT = 2.0
+"""Bound on the norm of a predicted one-hot vector."""
+
+
+@dataclass(frozen=True)
+class DiffCSPConfig:
+    """Settings; the defaults are the paper's for MP-20 (App. B.3)."""
+
+    task: str = "predict"
+    hidden: int = 512
+    n_layers: int = 6
+    n_frequencies: int = 128
+    time_width: int = 256
+    n_steps: int = 1000
+    sigma_low: float = 0.005
+    sigma_high: float = 0.5
+    gamma: float = 1e-5
+    weight_lattice: float = 1.0
+    weight_frac: float = 1.0
+    weight_species: float = 20.0
+    sample_steps: int = 1000
+
+
+class DiffCSP(nn.Module):
+    """``statistics`` of the training data say how many atoms a generated crystal may have."""
+
+    Config = DiffCSPConfig
+
+    def __init__(self, config: DiffCSPConfig, statistics: Statistics) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics = statistics
+        self.generates = config.task == "generate"
+        self.network = CSPNet(
+            hidden=config.hidden,
+            n_layers=config.n_layers,
+            n_frequencies=config.n_frequencies,
+            time_width=config.time_width,
+            soft_species=self.generates,
+        )
+        cosine = CosineSchedule(config.n_steps)
+        torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
+        self.lattice = GaussianProcess(cosine, width=9, per_atom=False, limit=LATTICE_LIMIT)
+        self.frac = TorusProcess(torus, gamma=config.gamma)
+        self.species = GaussianProcess(cosine, width=MAX_Z, per_atom=True, limit=SPECIES_LIMIT)
+
+    def processes(self) -> dict[str, Process]:
+        """The fields that are diffused."""
+        fields: dict[str, Process] = {"lattice": self.lattice, "frac": self.frac}
+        return {**fields, "species": self.species} if self.generates else fields
+
+    def denoise(
+        self, state: State, t: Tensor, layout: Layout, tables: list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Network output for each field; ``state``: lattice (C, 9), frac (A, 3), species."""
+        matrix = state["lattice"].view(-1, 3, 3)
+        gram = matrix @ matrix.transpose(1, 2)
+        out = self.network(
+            state["species"], state["frac"], gram.flatten(1), t, layout, tables=tables
+        )
+        # Multiplying by L makes the lattice output turn with the crystal (Eq. 8).
+        fields = {
+            "lattice": (out.lattice.float().view(-1, 3, 3) @ matrix).flatten(1),
+            "frac": out.frac.float(),
+        }
+        if out.species is not None:
+            fields["species"] = out.species.float()
+        return fields
+
+    def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
+        """Rows of each loss part for a batch of that size."""
+        rows = {"lattice": n_crystals, "frac": n_atoms}
+        return {**rows, "species": n_atoms} if self.generates else rows
+
+    def loss(self, crystals: Crystals, noise: NoiseSource) -> LossTerms:
+        """Denoising loss at one random step per crystal (Eqs. 4, 5 and App. A.3)."""
+        layout, config = crystals.layout, self.config
+        t = noise.integers(layout, config.n_steps)
+        clean: dict[str, Tensor] = {
+            "lattice": crystals.lattice.flatten(1),
+            "frac": crystals.frac,
+            "species": crystals.species,
+        }
+        if self.generates:
+            clean["species"] = F.one_hot(crystals.species - 1, MAX_Z).float()
+        state, target = dict(clean), {}
+        for name, process in self.processes().items():
+            state[name], target[name] = process.corrupt(clean[name], t, layout, noise)
+        out = self.denoise(state, t, layout)
+        weights = {
+            "lattice": config.weight_lattice,
+            "frac": config.weight_frac,
+            "species": config.weight_species,
+        }
+        return {name: row_loss(out[name], target[name], weights[name]) for name in target}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        targets: Sequence[Target],
+        noise: NoiseSource,
+        *,
+        steps: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> Crystals:
+        """One crystal for each target; ``predict`` weights need a composition.
+
+        ``steps`` of the T time steps are made, two network calls each (Alg. 2). Raises
+        ``InputError`` when a target does not fit the task.
+        """
+        device = noise.stream.device
+        layout = self._layout(targets, noise)
+        processes = self.processes()
+        state: dict[str, Tensor] = {
+            name: process.prior(layout, noise) for name, process in processes.items()
+        }
+        if not self.generates:
+            numbers = [z for target in targets for z in target.species()]
+            state["species"] = torch.tensor(numbers, device=device)
+        tables = self.network.tables()
+
+        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
+            time = torch.full((layout.n_crystals,), t, device=device)
+            return self.denoise(current, time, layout, tables)
+
+        count = steps or self.config.sample_steps
+        path = spaced_steps(self.config.n_steps, count)
+        end = predictor_corrector(denoise, processes, state, path, layout, noise, on_step=on_step)
+        species = end["species"]
+        if self.generates:
+            species = self._allowed(targets, layout, species).argmax(1) + 1
+        return Crystals(layout, end["lattice"].view(-1, 3, 3), end["frac"], species)
+
+    def _layout(self, targets: Sequence[Target], noise: NoiseSource) -> Layout:
+        """Atom counts: of the composition, as asked, or drawn from the training histogram."""
+        device = noise.stream.device
+        if self.generates and any(target.composition for target in targets):
+            raise InputError(
+                "these weights generate: they cannot take a composition",
+                "use predict weights of the same family",
+            )
+        if not self.generates and not all(target.composition for target in targets):
+            raise InputError(
+                "these weights predict: each target needs a composition",
+                "use generate weights of the same family",
+            )
+        one_each = Layout(torch.ones(len(targets), dtype=torch.int64, device=device))
+        draw = noise.uniform(one_each, 1, per_atom=False)[:, 0]
+        drawn = self.statistics.draw_n_atoms(draw.cpu()).tolist()
+        counts = [
+            len(target.species()) or target.n_atoms or drawn[i] for i, target in enumerate(targets)
+        ]
+        return Layout(torch.tensor(counts)).to(device)
+
+    def _allowed(self, targets: Sequence[Target], layout: Layout, species: Tensor) -> Tensor:
+        """Species scores (A, 100) with elements a target excludes put out of reach."""
+        mask = torch.zeros(len(targets), MAX_Z, dtype=torch.bool)
+        for row, target in enumerate(targets):
+            if target.elements is not None:
+                mask[row] = True
+                mask[row, [z - 1 for z in target.elements]] = False
+        return species.masked_fill(mask.to(species.device)[layout.crystal_idx], -torch.inf)

@@ -1,0 +1,361 @@
+"""The training loop: any family, one process or torchrun, exact resume.
+
+Every random number comes from the seed and the step, so nothing but tensors and counters has to be
+saved. Only torch, numpy and safetensors are needed.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crystalctl.checkpoint import describe, read_file, write_file
+from crystalctl.crystal.batch import Crystals
+from crystalctl.data.loading import Batch, Loader
+from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.errors import InputError, TrainingError
+from crystalctl.models.contract import CrystalModel, LossTerms, total_loss
+from crystalctl.training.ema import Average
+from crystalctl.training.logbook import Logbook
+from crystalctl.training.parallel import Processes
+from crystalctl.training.settings import TrainConfig
+
+STATE, BEST, LATEST = "last.safetensors", "best.safetensors", "weights.safetensors"
+LOG_EVERY = 20
+CHUNK_EDGES = {"cpu": 8_192, "cuda": 400_000}
+_VALIDATION_STREAM = 1 << 60
+
+
+class _Step(nn.Module):
+    """Loss as a forward call, which is what DistributedDataParallel hooks into."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, crystals: Crystals, noise: NoiseSource, rows: Mapping[str, int]
+    ) -> tuple[Tensor, LossTerms]:
+        terms: LossTerms = self.model.loss(crystals, noise)  # type: ignore[operator]
+        return total_loss(terms, rows), terms
+
+
+@dataclass
+class Counters:
+    """Where a run stands; JSON-able, saved with every checkpoint."""
+
+    step: int = 0
+    window_steps: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    stale: int = 0
+    lr_factor: float = 1.0
+    epoch_loss: list[float] = field(default_factory=list)
+    window_loss: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Holds model, optimiser and counters; ``run`` trains until done, told to stop or out of time."""
+
+    def __init__(
+        self,
+        model: CrystalModel,
+        family: str,
+        config: TrainConfig,
+        *,
+        train: Crystals,
+        val: Crystals | None,
+        out: Path,
+        device: torch.device,
+        processes: Processes,
+        logbook: Logbook,
+    ) -> None:
+        assert isinstance(model, nn.Module)
+        self.model, self.family, self.config = model.to(device), family, config
+        self.out, self.device, self.processes, self.logbook = out, device, processes, logbook
+        share = {"device": device, "rank": processes.rank, "world": processes.world}
+        cost = config.chunk_edges or CHUNK_EDGES[device.type]
+        self.loader = Loader(
+            train, batch_size=config.batch_size, chunk_cost=cost, seed=config.seed, **share
+        )
+        self.val_loader = None
+        if val is not None:
+            n_val = min(len(val), config.validate_on)
+            self.val_loader = Loader(val, batch_size=n_val, chunk_cost=cost, seed=0, **share)
+        self.stepper = processes.wrap(_Step(self.model))
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = kind(
+            self.model.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=device.type != "cpu" or None,
+        )
+        self.average = Average(self.model, config.ema) if config.ema else None
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type != "cpu")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.parts = list(model.loss_rows(1, 1))
+        self.count = Counters(
+            epoch_loss=[0.0] * len(self.parts), window_loss=[0.0] * len(self.parts)
+        )
+        self.stop_asked = False
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.epochs * self.loader.n_batches
+
+    def run(self, max_seconds: float | None = None) -> str:
+        """Train; returns "finished", "time" or "interrupted". A checkpoint is written in each case.
+
+        Raises ``TrainingError`` when the loss is not finite; the checkpoint before it stays.
+        """
+        start = saved = time.monotonic()
+        before = self.count.seconds
+        deadline = math.inf if max_seconds is None else start + max_seconds
+        outcome = "finished"
+        sums = self._restore_sums()
+        with self._signals():
+            for epoch, batch in self._batches():
+                sums += self._train_step(batch)
+                self.count.step += 1
+                self.count.window_steps += 1
+                now = time.monotonic()
+                self.count.seconds = before + now - start
+                done_epoch = self.count.step % self.loader.n_batches == 0
+                if self.count.step % LOG_EVERY == 0 or done_epoch:
+                    self._log_window(sums)
+                if done_epoch:
+                    self._end_epoch(sums, epoch)
+                stop = self.stop_asked or now > deadline
+                if self.count.step % (1 if self.device.type == "cpu" else LOG_EVERY) == 0:
+                    stop = self.processes.any(stop, self.device)
+                    if stop and self.count.step < self.total_steps:
+                        outcome = "interrupted" if self.stop_asked else "time"
+                        break
+                if now - saved > 60 * self.config.save_minutes:
+                    self.save(sums)
+                    saved = now
+        self.save(sums)
+        return outcome
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """(epoch, batch) from the current step to the end."""
+        first, skip = divmod(self.count.step, self.loader.n_batches)
+        for epoch in range(first, self.config.epochs):
+            for batch in self.loader.epoch(epoch, skip if epoch == first else 0):
+                yield epoch, batch
+
+    def _train_step(self, batch: Batch) -> Tensor:
+        """One optimiser step; loss parts of the whole batch, (2, P) float64."""
+        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)  # type: ignore[operator]
+        self._set_lr()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = torch.zeros(len(self.parts), dtype=torch.float64, device=self.device)
+        for number, chunk in enumerate(batch.chunks, start=1):
+            stream = self.count.step * (1 << 24) + chunk.place
+            noise = NoiseSource(self.config.seed, stream.to(self.device))
+            last = number == len(batch.chunks) or self.processes.world == 1
+            with nullcontext() if last else self.stepper.no_sync():  # type: ignore[operator]
+                with self.autocast:
+                    loss, terms = self.stepper(chunk.crystals, noise, rows)
+                # DistributedDataParallel averages gradients; the loss is a share of a sum.
+                (loss * self.processes.world).backward()
+            parts += torch.stack([terms[p].total.detach().double() / rows[p] for p in self.parts])
+        if self.config.clip_value:
+            nn.utils.clip_grad_value_(self.model.parameters(), self.config.clip_value)
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.count.step)
+        return self.processes.sum(parts).expand(2, -1)
+
+    def _set_lr(self) -> None:
+        """Learning rate of this step: warm-up, then the schedule."""
+        config, step = self.config, self.count.step
+        if config.schedule == "cosine":
+            done = step / max(1, self.total_steps)
+            lr = config.lr_min + (config.lr - config.lr_min) * (1 + math.cos(math.pi * done)) / 2
+        else:
+            lr = max(config.lr_min, config.lr * self.count.lr_factor)
+        if config.warmup_steps:
+            lr *= min(1.0, (step + 1) / config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _log_window(self, sums: Tensor) -> None:
+        """Log the mean loss since the last log; stop the run on a loss that is not finite."""
+        step, per_epoch = self.count.step, self.loader.n_batches
+        values = (sums[0] / self.count.window_steps).tolist()
+        sums[0], self.count.window_steps = 0, 0
+        if not all(map(math.isfinite, values)):
+            raise TrainingError(
+                f"the loss is not finite at step {step}: {dict(zip(self.parts, values, strict=True))}",
+                f"the last good checkpoint is {self.out / STATE}; try a smaller --lr",
+            )
+        rate = step * self.loader.layout.n_crystals / per_epoch / max(self.count.seconds, 1e-9)
+        self.logbook.write(
+            {
+                "step": step,
+                "epoch": round(step / per_epoch, 4),
+                "loss": self._weighted(values),
+                **{f"loss_{name}": v for name, v in zip(self.parts, values, strict=True)},
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "structures_per_s": round(rate, 2),
+                "seconds": round(self.count.seconds, 2),
+                "eta_s": round(self.count.seconds / step * (self.total_steps - step)),
+            }
+        )
+
+    def _weighted(self, values: list[float]) -> float:
+        weights = [getattr(self.model.config, f"weight_{name}") for name in self.parts]
+        return sum(w * v for w, v in zip(weights, values, strict=True))
+
+    def _end_epoch(self, sums: Tensor, epoch: int) -> None:
+        """Validate when due, keep the best weights, steer the plateau schedule."""
+        means = (sums[1] / self.loader.n_batches).tolist()
+        sums[1] = 0
+        record: dict[str, Any] = {
+            "step": self.count.step,
+            "epoch": epoch + 1,
+            "train_loss": self._weighted(means),
+        }
+        last = self.count.step == self.total_steps
+        if (epoch + 1) % self.config.validate_every == 0 or last:
+            value = record["train_loss"]
+            if self.val_loader is not None:
+                parts = self.validate()
+                value = record["val_loss"] = self._weighted(parts)
+                names = zip(self.parts, parts, strict=True)
+                record |= {f"val_{name}": part for name, part in names}
+            if value < self.count.best:
+                self.count.best, self.count.stale = value, 0
+                self.write_weights(BEST, record)
+            else:
+                self.count.stale += 1
+                if self.config.schedule == "plateau" and self.count.stale > self.config.patience:
+                    self.count.lr_factor *= 0.6
+                    self.count.stale = 0
+        self.logbook.write(record)
+
+    @torch.no_grad()
+    def validate(self) -> list[float]:
+        """Loss parts on the validation crystals, with the averaged weights and fixed noise."""
+        assert self.val_loader is not None
+        (batch,) = list(self.val_loader.epoch(0))[:1]
+        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)  # type: ignore[operator]
+        parts = torch.zeros(len(self.parts), dtype=torch.float64, device=self.device)
+        with self._averaged(), self.autocast:
+            for chunk in batch.chunks:
+                stream = (_VALIDATION_STREAM + chunk.place).to(self.device)
+                terms = self.model.loss(chunk.crystals, NoiseSource(0, stream))  # type: ignore[operator]
+                parts += torch.stack([terms[p].total.double() / rows[p] for p in self.parts])
+        values: list[float] = self.processes.sum(parts).tolist()
+        return values
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the live ones."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a stop after the current step."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.stop_asked = True
+
+        try:
+            old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the caller handles signals
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def write_weights(self, name: str, facts: Mapping[str, Any]) -> None:
+        """The averaged weights as a file that ``load_model`` reads."""
+        if self.processes.rank:
+            return
+        state = self.average.state() if self.average else dict(self.model.named_parameters())
+        header = {
+            "kind": "weights",
+            **describe(self.model, self.family),
+            "training": {**asdict(self.config), **facts, "seconds": round(self.count.seconds)},
+        }
+        write_file(self.out / name, header, {k: v.detach().cpu() for k, v in state.items()})
+
+    def save(self, sums: Tensor) -> None:
+        """Everything a resumed run needs, and the current averaged weights."""
+        window, epoch = sums.tolist()
+        if not all(map(math.isfinite, window)):
+            return  # a bad step just happened: the next log stops the run, the last file stays
+        self.count.window_loss, self.count.epoch_loss = window, epoch
+        if self.processes.rank:
+            return
+        tensors = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
+        header = {
+            "kind": "training state",
+            **describe(self.model, self.family),
+            "training": asdict(self.config),
+            "counters": asdict(self.count),
+            "n_crystals": self.loader.layout.n_crystals,
+        }
+        write_file(self.out / STATE, header, {k: v.cpu() for k, v in tensors.items()})
+        self.write_weights(LATEST, {"step": self.count.step})
+
+    def resume(self) -> None:
+        """Continue from the state in ``out``; raises ``InputError`` when it is of another run."""
+        header, tensors = read_file(self.out / STATE)
+        mine = {**describe(self.model, self.family), "n_crystals": self.loader.layout.n_crystals}
+        for key, value in mine.items():
+            if header.get(key) != value:
+                raise InputError(
+                    f"the run in {self.out} has another {key}",
+                    "resume with the same --data, --model and settings, or choose another --out",
+                )
+        self.count = Counters(**header["counters"])
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        if self.average is not None:
+            prefix = "average."
+            self.average.load(
+                {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, slot = key.split(".")
+                state.setdefault(int(index), {})[slot] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.logbook.truncate(self.count.step)
+
+    def _restore_sums(self) -> Tensor:
+        """(2, P) float64: loss parts since the last log, and since the epoch began."""
+        values = [self.count.window_loss, self.count.epoch_loss]
+        return torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -1,0 +1,58 @@
+"""One process or many: what the loop needs of ``torch.distributed``, a no-op for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number and how many there are."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether any process raised its flag; waits for the others."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=device)).item())
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module itself, or DistributedDataParallel around it."""
+        if self.world == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module)
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+    """The processes ``torchrun`` started, joined for the length of the block.
+
+    Yields them with this process's device: gloo on the CPU, nccl and one GPU each on CUDA.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(), device
+        return
+    if device.type != "cpu":
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    try:
+        yield Processes(dist.get_rank(), world), device
+    finally:
+        dist.destroy_process_group()

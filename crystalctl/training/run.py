@@ -1,0 +1,145 @@
+"""From files and settings to a finished run: what ``crystalctl train`` calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crystalctl.config import from_mapping, to_toml
+from crystalctl.crystal.batch import Crystals
+from crystalctl.data.datasets import SPLITS, Dataset
+from crystalctl.data.statistics import Statistics
+from crystalctl.errors import DataError, InputError
+from crystalctl.models import FAMILIES
+from crystalctl.models.device import pick_device
+from crystalctl.training.logbook import Logbook, Progress
+from crystalctl.training.loop import BEST, LATEST, STATE, Trainer
+from crystalctl.training.parallel import processes
+from crystalctl.training.settings import RECIPES, TrainConfig, check
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """``outcome`` is "finished", "time" or "interrupted"; ``weights`` the file to use."""
+
+    outcome: str
+    weights: Path
+    step: int
+    best_loss: float
+
+
+def train(
+    family: str,
+    *,
+    data: Path,
+    out: Path,
+    val: Path | None = None,
+    recipe: str = "fast",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "auto",
+    max_seconds: float | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train ``family`` on a prepared dataset and write weights, state and metrics to ``out``.
+
+    ``settings`` has the sections "train" and "model" (see ``TrainConfig`` and the family's config).
+    Without ``val`` the rows the dataset marks as validation are used, if any. Raises
+    ``InputError`` for a request that cannot work, ``TrainingError`` when the loss is not finite.
+    """
+    if family not in FAMILIES:
+        raise InputError(f"unknown model {family!r}", f"choose from: {', '.join(FAMILIES)}")
+    if recipe not in RECIPES:
+        raise InputError(f"unknown recipe {recipe!r}", f"choose from: {', '.join(RECIPES)}")
+    sections = {key: dict(value) for key, value in (settings or {}).items()}
+    for name in sections.keys() - {"train", "model"}:
+        raise InputError(f"unknown settings section {name!r}", "use train.KEY or model.KEY")
+    merged = {**RECIPES[recipe], **sections.get("train", {})}
+    config = from_mapping(TrainConfig, merged, where="train")
+    check(config)
+    model_class = FAMILIES[family].load()
+    model_config = from_mapping(model_class.Config, sections.get("model", {}), where="model")
+    if model_config.task not in FAMILIES[family].tasks:
+        raise InputError(
+            f"{family} has no task {model_config.task!r}",
+            f"choose from: {', '.join(FAMILIES[family].tasks)}",
+        )
+    with processes(pick_device(device)) as (group, place):
+        train_part, val_part = _crystals(data, val, config.max_atoms)
+        _claim(out, resume=resume, first=group.rank == 0)
+        torch.manual_seed(config.seed)
+        model = model_class(model_config, Statistics.of(train_part))
+        logbook = Logbook(out / "metrics.jsonl", active=group.rank == 0, progress=progress)
+        trainer = Trainer(
+            model,
+            family,
+            config,
+            train=train_part,
+            val=val_part,
+            out=out,
+            device=place,
+            processes=group,
+            logbook=logbook,
+        )
+        if resume:
+            trainer.resume()
+        elif group.rank == 0:
+            text = to_toml({"train": config, "model": model_config})
+            (out / "config.toml").write_text(f'family = "{family}"\n\n{text}')
+        outcome = trainer.run(max_seconds)
+    weights = out / (BEST if (out / BEST).is_file() else LATEST)
+    return TrainResult(outcome, weights, trainer.count.step, trainer.count.best)
+
+
+def _crystals(data: Path, val: Path | None, max_atoms: int) -> tuple[Crystals, Crystals | None]:
+    """Training and validation crystals: two files, or the split of one."""
+    dataset = _capped(Dataset.load(data), max_atoms, data)
+    if val is not None:
+        return dataset.crystals, _capped(Dataset.load(val), max_atoms, val).crystals
+    is_train = dataset.split == SPLITS.index("train")
+    is_val = dataset.split == SPLITS.index("val")
+    if not is_train.any():
+        return dataset.crystals, None
+    held_out = dataset.select(is_val).crystals if is_val.any() else None
+    return dataset.select(is_train).crystals, held_out
+
+
+def _capped(dataset: Dataset, max_atoms: int, path: Path) -> Dataset:
+    if max_atoms:
+        dataset = dataset.select(dataset.crystals.layout.n_atoms <= max_atoms)
+    if len(dataset) == 0:
+        raise DataError(f"{path} has no structure to use", "see: crystalctl data info FILE")
+    return dataset
+
+
+def _claim(out: Path, *, resume: bool, first: bool) -> None:
+    """Make ``out`` ours: new or empty, or holding a run to resume."""
+    if resume:
+        if not (out / STATE).is_file():
+            raise InputError(f"nothing to resume in {out}", "run without --resume first")
+        return
+    if not first:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out} ({error.strerror})") from error
+    if any(out.iterdir()):
+        raise InputError(f"{out} is not empty", "choose another --out, or add --resume")
+    if not os.access(out, os.W_OK):
+        raise InputError(f"cannot write to {out}")
+
+
+def with_options(
+    settings: Mapping[str, Mapping[str, Any]], **options: Any
+) -> dict[str, dict[str, Any]]:
+    """``settings`` with the command-line options that were given put into section "train"."""
+    given = {key: value for key, value in options.items() if value is not None}
+    return {**{k: dict(v) for k, v in settings.items()}, "train": {**settings.get("train", {}), **given}}
+
+

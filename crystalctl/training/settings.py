@@ -1,0 +1,93 @@
+"""Settings of a training run and the named recipes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from crystalctl.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the ``fast`` recipe.
+
+    ``clip_value`` and ``clip_norm`` 0 mean no clipping, ``ema`` 0 no averaging. ``schedule`` is
+    "cosine" (to ``lr_min`` over all epochs), "plateau" (factor 0.6 after ``patience`` validations
+    without a better loss) or "constant". ``chunk_edges`` bounds the ordered atom pairs of one
+    network call, 0 = by device; ``max_atoms`` leaves larger cells out, 0 = none.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    lr_min: float = 1e-5
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    patience: int = 30
+    warmup_steps: int = 500
+    clip_value: float = 0.0
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    precision: str = "auto"
+    seed: int = 0
+    chunk_edges: int = 0
+    max_atoms: int = 0
+    validate_every: int = 1
+    validate_on: int = 2048
+    save_minutes: float = 10.0
+
+
+RECIPES: dict[str, dict[str, object]] = {
+    "fast": {},
+    # App. B.3 of arXiv:2309.04475; the other two CSPNet families train alike.
+    "paper": {
+        "epochs": 1000,
+        "batch_size": 256,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "lr_min": 1e-4,
+        "schedule": "plateau",
+        "patience": 30,
+        "warmup_steps": 0,
+        "clip_value": 0.5,
+        "clip_norm": 0.0,
+        "ema": 0.0,
+        "precision": "fp32",
+    },
+}
+
+CHOICES = {
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("cosine", "plateau", "constant"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+
+POSITIVE = ("epochs", "batch_size", "lr", "validate_every")
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ``InputError`` on a value no run can have."""
+    for key, allowed in CHOICES.items():
+        value = getattr(config, key)
+        if value not in allowed:
+            raise InputError(f"train.{key} = {value!r}", f"use one of: {', '.join(allowed)}")
+    for key in POSITIVE:
+        if getattr(config, key) <= 0:
+            raise InputError(f"train.{key} = {getattr(config, key)} must be above 0")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "30m", "2h", "1h30m" or a plain number of seconds."""
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
+    try:
+        if not match or not text.strip():
+            raise ValueError
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        total = 3600 * hours + 60 * minutes + seconds
+        if total <= 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"cannot read the time {text!r}", "write 90s, 30m, 2h or 1h30m") from None
+    return total
