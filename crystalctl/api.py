@@ -13,7 +13,6 @@ from crystalctl.errors import InputError
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
 from crystalctl.planning import (
     Sample,
-    Statistics,
     parse_atom_numbers,
     parse_units,
     plan_generate,
@@ -23,10 +22,12 @@ from crystalctl.planning import (
 if TYPE_CHECKING:
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
+    from crystalctl.data.statistics import Statistics
+    from crystalctl.models import Family
 
 OnProgress = Callable[[str, int, int], None]
 """Called as ``on_progress(stage, done, total)`` with stage sampling, comparing or writing."""
-Planner = Callable[[Statistics], list[Sample]]
+Planner = Callable[["Statistics"], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def generate(
     def plan(statistics: Statistics) -> list[Sample]:
         kept = allowed
         if excluded:
-            kept = (statistics.elements if allowed is None else allowed) - excluded
+            kept = frozenset(statistics.elements if allowed is None else allowed) - excluded
             if not kept:
                 raise InputError("--exclude leaves no element", "exclude fewer")
         return plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
@@ -176,9 +177,18 @@ def choose_weights(task: str, needs: set[str], model: str | None, weights: str |
         check_family(model, task, needs)
     if weights is not None:
         return weights
-    from crystalctl.checkpoint import default_weights
+    from crystalctl.checkpoint import available, default_weights
+    from crystalctl.models import FAMILIES
 
-    return default_weights(task, model)
+    able = [model] if model else [x for x, f in FAMILIES.items() if _can(f, task, needs)]
+    if not able:
+        raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
+    shipped = {row["family"] for row in available() if row["task"] == task}
+    return default_weights(task, next((name for name in able if name in shipped), able[0]))
+
+
+def _can(family: Family, task: str, needs: set[str]) -> bool:
+    return task in family.tasks and needs <= family.accepts
 
 
 def check_family(family: str, task: str, needs: set[str]) -> None:
@@ -190,7 +200,7 @@ def check_family(family: str, task: str, needs: set[str]) -> None:
     lacks = sorted(needs - FAMILIES[family].accepts)
     if not lacks and task in FAMILIES[family].tasks:
         return
-    able = [name for name, f in FAMILIES.items() if task in f.tasks and needs <= f.accepts]
+    able = [name for name, f in FAMILIES.items() if _can(f, task, needs)]
     hint = f"use {', '.join(sorted(able))}" if able else "no model can yet"
     if task == "predict" and "generate" in FAMILIES[family].tasks:
         hint += f", or `crystalctl generate --model {family}`"
@@ -221,60 +231,77 @@ def _run(
     from crystalctl.io.structures import parse_formats
 
     _check_numbers(request["n"], options)
-    formats = parse_formats(",".join(options.formats))
+    parse_formats(",".join(options.formats))
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_folder(out, resume=options.resume)
     weights = choose_weights(request["task"], needs, options.model, options.weights)
 
-    from crystalctl.analysis.ranking import rank_samples
     from crystalctl.checkpoint import load_model as load
-    from crystalctl.io.ranked import write_ranking
+    from crystalctl.data.statistics import Statistics
     from crystalctl.models.device import pick_device
-    from crystalctl.sampling import draw
 
     device = pick_device(options.device)
     loaded = load(weights, task=request["task"], family=options.model, device=device)
     check_family(loaded.meta["family"], request["task"], needs)
-    samples = plan(Statistics.from_meta(loaded.meta))
+    samples = plan(Statistics.from_dict(loaded.meta["statistics"]))
     request |= {
         "seed": options.seed,
         "steps": options.steps,
-        "weights": loaded.name,
         "weights_sha256": loaded.sha256,
         "family": loaded.meta["family"],
         "device": device.type,
     }
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)
-    run = None
-    if out is not None:
-        run = RunFolder.open(out, request, command=sys.argv, resume=options.resume)
-        if options.on_folder is not None:
-            options.on_folder(out)
-        if run.finished:
-            return _finished_result(run, samples)
-    report = options.on_progress or (lambda stage, done, total: None)
+    if out is None:
+        return _draw_and_rank(loaded, samples, options, device, run=None)
+    facts = {"command": sys.argv, "weights": loaded.name}
+    run = RunFolder.open(out, request, facts=facts, resume=options.resume)
+    if options.on_folder is not None:
+        options.on_folder(out)
+    if run.finished:
+        return _finished_result(run, samples)
     try:
-        crystals = draw(
-            loaded.model,
-            samples,
-            seed=options.seed,
-            steps=options.steps,
-            device=device,
-            run=run,
-            batch_size=options.batch_size,
-            on_progress=report,
-        )
-        ranking = rank_samples(samples, crystals, on_progress=report)
-        rows = [candidate.row() for candidate in ranking.candidates]
-        if run is not None:
-            rows = write_ranking(run, ranking, formats, on_progress=report)
+        return _draw_and_rank(loaded, samples, options, device, run=run)
     except BaseException:
-        if run is not None and not run.finished:
+        if not run.finished:
             run.interrupted()
         raise
-    return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), out)
+
+
+def _draw_and_rank(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    options: Options,
+    device: Any,
+    *,
+    run: RunFolder | None,
+) -> Result:
+    """Sample, judge and rank; write everything where there is a run folder."""
+    from crystalctl.analysis.ranking import rank_samples
+    from crystalctl.io.ranked import write_ranking
+    from crystalctl.io.structures import parse_formats
+    from crystalctl.sampling import draw
+
+    report = options.on_progress or (lambda stage, done, total: None)
+    crystals = draw(
+        loaded.model,
+        samples,
+        seed=options.seed,
+        steps=options.steps,
+        device=device,
+        run=run,
+        batch_size=options.batch_size,
+        on_progress=report,
+    )
+    ranking = rank_samples(samples, crystals, on_progress=report)
+    rows = [candidate.row() for candidate in ranking.candidates]
+    if run is not None:
+        formats = parse_formats(",".join(options.formats))
+        rows = write_ranking(run, ranking, formats, on_progress=report)
+    folder = None if run is None else run.path
+    return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), folder)
 
 
 def _finished_result(run: RunFolder, samples: Sequence[Sample]) -> Result:

@@ -11,10 +11,13 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from crystalctl.crystal.elements import Formula, name_of, reduced_key, symbol_of
 from crystalctl.errors import InputError
+
+if TYPE_CHECKING:
+    from crystalctl.data.statistics import Statistics
 
 AUTO_UNITS = 4
 AUTO_ATOMS = 20
@@ -24,39 +27,6 @@ EDGE_BUDGET = {"cpu": 8192}
 EDGE_BUDGET_ACCELERATOR = 524288
 _ENOUGH = 10
 """Training structures a histogram of formula units must hold before it is believed."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What the weights know of their training data; see ``from_meta``."""
-
-    max_atoms: int
-    elements: frozenset[int]
-    n_atoms: Mapping[int, int]
-    formula_units: Mapping[str, Mapping[int, int]]
-
-    @staticmethod
-    def from_meta(meta: Mapping[str, Any]) -> Statistics:
-        """Read ``meta["statistics"]`` of a weights file (keys of JSON objects are strings)."""
-        found = meta["statistics"]
-        return Statistics(
-            int(found["max_atoms"]),
-            frozenset(int(z) for z in found["elements"]),
-            {int(k): int(v) for k, v in found.get("n_atoms", {}).items()},
-            {
-                key: {int(z): int(v) for z, v in histogram.items()}
-                for key, histogram in found.get("formula_units", {}).items()
-            },
-        )
-
-    def unit_prior(self, formula: Formula) -> Mapping[int, int]:
-        """Histogram of formula units for the formula's kind, backing off to coarser kinds."""
-        kinds = (f"{len(formula.unit)}:{formula.unit_atoms}", f"*:{formula.unit_atoms}", "*:*")
-        for kind in kinds:
-            histogram = self.formula_units.get(kind, {})
-            if sum(histogram.values()) >= _ENOUGH:
-                return histogram
-        return {}
 
 
 @dataclass(frozen=True)
@@ -176,6 +146,16 @@ def _too_large(formula: Formula, z: int, most: int) -> InputError:
     )
 
 
+def unit_prior(formula: Formula, statistics: Statistics) -> Mapping[int, int]:
+    """Histogram of formula units among compounds of the formula's kind, or of a coarser one."""
+    kinds = (f"{len(formula.unit)}:{formula.unit_atoms}", f"*:{formula.unit_atoms}", "*:*")
+    for kind in kinds:
+        histogram = statistics.formula_units.get(kind, {})
+        if sum(histogram.values()) >= _ENOUGH:
+            return histogram
+    return {}
+
+
 def spread(n: int, units: Sequence[int], prior: Mapping[int, int]) -> list[int]:
     """Share ``n`` samples over ``units`` by the prior (add-one smoothed), largest remainder.
 
@@ -207,7 +187,7 @@ def plan_predict(
     samples: list[Sample] = []
     for formula in formulas:
         chosen = choose_units(formula, statistics, units=units, num_atoms=num_atoms)
-        shares = spread(n, chosen, statistics.unit_prior(formula))
+        shares = spread(n, chosen, unit_prior(formula, statistics))
         key = reduced_key(formula.unit)
         for z, share in zip(chosen, shares, strict=True):
             # By atomic number: however a formula is written, it gives the same structures.
@@ -249,7 +229,7 @@ def plan_generate(
             f"{statistics.max_atoms}",
             f"give numbers from 1 to {statistics.max_atoms}",
         )
-    unknown = sorted((elements or frozenset()) - statistics.elements)
+    unknown = sorted((elements or frozenset()).difference(statistics.elements))
     if unknown:
         names = ", ".join(symbol_of(z) for z in unknown)
         raise InputError(f"the weights have never seen {names}", "leave them out of --elements")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from crystalctl.cli import ui
+from crystalctl.cli.data import app as data_app
 from crystalctl.cli.generate import generate
 from crystalctl.cli.models import models
 from crystalctl.cli.predict import predict
+from crystalctl.cli.train import train
 from crystalctl.errors import CrystalctlError
 
 app = typer.Typer(
@@ -47,16 +48,9 @@ def root(
 
 app.command()(predict)
 app.command()(generate)
+app.command()(train)
 app.command()(models)
-# Both are written beside this file at the moment; plain imports once they are there.
-if find_spec("crystalctl.cli.train"):
-    from crystalctl.cli.train import train
-
-    app.command()(train)
-if find_spec("crystalctl.cli.data"):
-    from crystalctl.cli.data import app as data_app
-
-    app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -88,10 +89,14 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 
 def show_result(result: Result, *, command: str) -> None:
     """The table of ranked structures and what was set aside."""
-    console = stdout()
     shown = result.rows[:_SHOWN_ROWS]
+    table = _structures(shown, files=result.folder is not None)
+    console = stdout()
+    # A narrow terminal wraps whole lines; squeezed columns would cut numbers and file names.
+    natural = console.options.update(max_width=1000)
+    console.width = max(console.width, Measurement.get(console, natural, table).maximum)
     if shown:
-        console.print(_structures(shown, files=result.folder is not None))
+        console.print(table)
     if len(result.rows) > len(shown):
         console.print(f"... and {len(result.rows) - len(shown)} more in summary.csv")
     aside = sum(result.set_aside.values())
@@ -115,7 +120,7 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
     for name in ("a", "b", "c", "α", "β", "γ", "g/cm³", "count"):
         table.add_column(name, justify="right", no_wrap=True)
     if files:
-        table.add_column("file", overflow="fold")
+        table.add_column("file", no_wrap=True)
     for row in rows:
         cells = [
             str(row["rank"]),

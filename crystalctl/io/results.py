@@ -87,10 +87,11 @@ class RunFolder:
 
     @staticmethod
     def open(
-        path: Path, request: Mapping[str, Any], *, command: Sequence[str], resume: bool
+        path: Path, request: Mapping[str, Any], *, facts: Mapping[str, Any], resume: bool
     ) -> RunFolder:
         """Create the folder, or continue one with the same request.
 
+        ``facts`` (the command, the name of the weights) are noted, not compared.
         Raises ``InputError`` when it is taken, cannot be written, or holds another request.
         """
         check_folder(path, resume=resume)
@@ -99,7 +100,7 @@ class RunFolder:
             _refuse_difference(path, old.get("request", {}), _plain(request))
             run = RunFolder(path, old)
         else:
-            run = RunFolder(path, _new_manifest(request, command))
+            run = RunFolder(path, _new_manifest(request, facts))
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not run.finished:
@@ -133,7 +134,7 @@ class RunFolder:
         from safetensors.torch import load
 
         try:
-            return load((self.partial / f"tile-{index:05d}.safetensors").read_bytes())
+            return dict(load((self.partial / f"tile-{index:05d}.safetensors").read_bytes()))
         except (FileNotFoundError, SafetensorError):
             return None
 
@@ -200,10 +201,10 @@ def file_safe(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_+.") else "-" for c in text)
 
 
-def _new_manifest(request: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
+def _new_manifest(request: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": "running",
-        "command": list(command),
+        **facts,
         "request": _plain(request),
         "versions": versions(),
         "started": _now(),

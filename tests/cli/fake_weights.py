@@ -16,6 +16,7 @@ from crystalctl.crystal.batch import Crystals, Layout
 from crystalctl.errors import WeightsError
 
 STATISTICS = {
+    "n_crystals": 100,
     "max_atoms": 24,
     "elements": [*range(1, 84)],
     "n_atoms": {"2": 30, "4": 50, "8": 20},

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalctl.crystal.elements import parse_formula
+from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
 from crystalctl.planning import (
-    Statistics,
     choose_units,
     parse_atom_numbers,
     parse_units,
@@ -18,22 +18,19 @@ from crystalctl.planning import (
     spread,
     stable_hash,
     tiles,
+    unit_prior,
 )
 
-STATISTICS = Statistics.from_meta(
-    {
-        "statistics": {
-            "max_atoms": 40,
-            "elements": list(range(1, 90)),
-            "n_atoms": {"4": 10, "8": 30, "40": 1},
-            "formula_units": {
-                "3:5": {"1": 60, "2": 30, "4": 9},
-                "2:5": {"1": 3},
-                "*:5": {"2": 50},
-                "*:*": {"1": 100},
-            },
-        }
-    }
+STATISTICS = Statistics(
+    max_atoms=40,
+    elements=tuple(range(1, 90)),
+    n_atoms={4: 10, 8: 30, 40: 1},
+    formula_units={
+        "3:5": {1: 60, 2: 30, 4: 9},
+        "2:5": {1: 3},
+        "*:5": {2: 50},
+        "*:*": {1: 100},
+    },
 )
 
 
@@ -81,9 +78,9 @@ def test_parsing() -> None:
 
 
 def test_prior_backs_off() -> None:
-    assert STATISTICS.unit_prior(parse_formula("SrTiO3")) == {1: 60, 2: 30, 4: 9}
-    assert STATISTICS.unit_prior(parse_formula("Al2O3")) == {2: 50}  # only 3 of its own kind
-    assert STATISTICS.unit_prior(parse_formula("NaCl")) == {1: 100}
+    assert unit_prior(parse_formula("SrTiO3"), STATISTICS) == {1: 60, 2: 30, 4: 9}
+    assert unit_prior(parse_formula("Al2O3"), STATISTICS) == {2: 50}  # only 3 of its own kind
+    assert unit_prior(parse_formula("NaCl"), STATISTICS) == {1: 100}
 
 
 def test_spread_by_hand() -> None:

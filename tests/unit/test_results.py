@@ -17,7 +17,9 @@ REQUEST = {"formulas": ["NaCl"], "n": 4, "seed": 0}
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.open(tmp_path / "run", REQUEST, command=["crystalctl"], resume=False)
+    return RunFolder.open(
+        tmp_path / "run", REQUEST, facts={"command": ["crystalctl"]}, resume=False
+    )
 
 
 def test_file_safe() -> None:
@@ -55,7 +57,7 @@ def test_finish(run: RunFolder) -> None:
     run.save_tile(0, {"number": torch.arange(3)})
     run.write_summary([{"rank": 1, "formula": "NaCl"}], {"n_samples": 4})
     run.finish({"n_samples": 4})
-    again = RunFolder.open(run.path, REQUEST, command=["crystalctl"], resume=True)
+    again = RunFolder.open(run.path, REQUEST, facts={"command": ["crystalctl"]}, resume=True)
     assert again.finished
     assert again.read_summary()["structures"][0]["formula"] == "NaCl"
     assert not run.partial.exists()
@@ -68,9 +70,9 @@ def test_finish(run: RunFolder) -> None:
 def test_difference_is_named(run: RunFolder) -> None:
     other = {**REQUEST, "n": 9, "seed": 3}
     with pytest.raises(InputError, match=r"n was 4, now 9; seed was 0, now 3"):
-        RunFolder.open(run.path, other, command=[], resume=True)
+        RunFolder.open(run.path, other, facts={}, resume=True)
     with pytest.raises(InputError, match="not empty"):
-        RunFolder.open(run.path, REQUEST, command=[], resume=False)
+        RunFolder.open(run.path, REQUEST, facts={}, resume=False)
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_default_folder(tmp_path: Path, monkeypatch) -> None:
     assert default_folder("NaCl") == Path("runs/NaCl")
     for name, seed in (("NaCl", 0), ("NaCl-2", 0), ("NaCl-3", 1)):
         request = {**REQUEST, "seed": seed}
-        RunFolder.open(Path("runs", name), request, command=[], resume=False)
+        RunFolder.open(Path("runs", name), request, facts={}, resume=False)
     assert default_folder("NaCl") == Path("runs/NaCl-4")
     assert default_folder("NaCl", REQUEST) == Path("runs/NaCl-2")
     assert default_folder("NaCl", {**REQUEST, "n": 5}) == Path("runs/NaCl-4")
