@@ -69,7 +69,7 @@ def resolve(name_or_path: str) -> Path:
     """The file behind a shipped name or a path; raises ``WeightsError`` when there is none."""
     for row in available():
         if row["name"] == name_or_path:
-            return weights_dir() / row["file"]
+            return weights_dir() / str(row["file"])
     path = Path(name_or_path)
     if path.is_dir() and (path / "best.safetensors").is_file():
         return path / "best.safetensors"

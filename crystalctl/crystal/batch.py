@@ -164,4 +164,5 @@ def atom_rows(layout: Layout, which: Tensor) -> Tensor:
     count = layout.n_atoms[which]
     first = torch.cumsum(count, 0) - count
     shift = layout.offsets[which] - first
-    return torch.arange(int(count.sum()), device=count.device) + torch.repeat_interleave(shift, count)
+    rows = torch.arange(int(count.sum()), device=count.device)
+    return rows + torch.repeat_interleave(shift, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from crystalctl.crystal.batch import Layout
@@ -29,16 +29,20 @@ class _NeighbourMean(torch.autograd.Function):
         return F.embedding_bag(rows, messages, first, mode="mean", include_last_offset=True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         degree, receiver = ctx.saved_tensors
         return (grad / degree.to(grad.dtype)[:, None])[receiver], None, None
 
 
 def neighbour_mean(messages: Tensor, layout: Layout) -> Tensor:
-    """Mean over the neighbours of each atom, self included: (E, H) in ``layout.edges`` order -> (A, H)."""
+    """Mean over the neighbours of each atom, self included: (E, H) -> (A, H).
+
+    ``messages`` are in the order of ``layout.edges``.
+    """
     first = layout.counts[0]
     if all(n == first for n in layout.counts):
         return messages.view(-1, first, messages.shape[1]).mean(1)
     degree = layout.n_atoms[layout.crystal_idx]
-    out: Tensor = _NeighbourMean.apply(messages, degree, layout.edges[0])
+    apply: Any = _NeighbourMean.apply
+    out: Tensor = apply(messages, degree, layout.edges[0])
     return out

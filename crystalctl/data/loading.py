@@ -79,7 +79,7 @@ class Loader:
         return Batch(chunks, len(rows), int(sizes.sum()))
 
     def _gather(self, rows: Tensor) -> Crystals:
-        """Resident crystals ``rows``, indexed from the host so that the device is not waited for."""
+        """Resident crystals ``rows``, indexed from the host: no wait for the device."""
         atoms = atom_rows(self.layout, rows).to(self.device, non_blocking=True)
         layout = type(self.layout)(self.layout.n_atoms[rows]).to(self.device)
         which = rows.to(self.device, non_blocking=True)

@@ -19,8 +19,8 @@ class Statistics:
     """Counts over a dataset, JSON-able.
 
     ``n_atoms``: atoms in the cell -> crystals. ``elements``: atomic numbers that occur.
-    ``formula_units``: "E:m" -> {Z: crystals}, for crystals of E elements with m atoms in the reduced
-    formula; "*:m" and "*:*" pool them.
+    ``formula_units``: "E:m" -> {Z: crystals}, for crystals of E elements with m atoms in the
+    reduced formula; "*:m" and "*:*" pool them.
     """
 
     n_crystals: int = 0

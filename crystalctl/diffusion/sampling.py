@@ -24,9 +24,10 @@ def predictor_corrector(
     n_correct: int = 1,
     on_step: OnStep | None = None,
 ) -> State:
-    """Sample from t = ``steps[0]`` down to ``steps[-1]`` = 0; fields without a process stay as they are.
+    """Sample from t = ``steps[0]`` down to ``steps[-1]`` = 0.
 
-    At each t the corrector comes first, as in the published codes: 1 + ``n_correct`` network calls.
+    Fields without a process stay as they are. At each t the corrector comes first, as in the
+    published codes: 1 + ``n_correct`` network calls.
     Ref: Alg. 2, arXiv:2309.04475; arXiv:2011.13456, Alg. 1.
     """
     for number, (t, s) in enumerate(pairwise(steps), start=1):

@@ -36,8 +36,8 @@ class CosineSchedule(nn.Module):
 class WrappedSchedule(nn.Module):
     """Log-spaced widths of the wrapped normal on the unit circle, with the norm of its score.
 
-    ``sigma`` (T + 1,): sigma[0] = 0, sigma[1] = ``low`` ... sigma[T] = ``high`` (fractional units).
-    ``norm`` (T + 1,): lambda_t = E |score|^2 per component. Ref: Eq. 5 and App. B.1, arXiv:2309.04475.
+    ``sigma`` (T + 1,): 0, then ``low`` ... ``high`` in fractional units. ``norm`` (T + 1,):
+    lambda_t = E |score|^2 per component. Ref: Eq. 5 and App. B.1, arXiv:2309.04475.
     """
 
     sigma: Tensor
@@ -45,9 +45,7 @@ class WrappedSchedule(nn.Module):
 
     def __init__(self, n_steps: int, low: float = 0.005, high: float = 0.5) -> None:
         super().__init__()
-        widths = torch.logspace(
-            math.log10(low), math.log10(high), n_steps, dtype=torch.float64
-        )
+        widths = torch.logspace(math.log10(low), math.log10(high), n_steps, dtype=torch.float64)
         sigma = torch.cat([widths.new_zeros(1), widths])
         norm = torch.cat([widths.new_ones(1), score_norm(widths)])
         self.register_buffer("sigma", sigma.float(), persistent=False)
@@ -59,14 +57,14 @@ def score_norm(sigma: Tensor) -> Tensor:
 
     The trapezoid rule on a smooth, fast decaying integrand converges faster than any power.
     """
-    eps = torch.linspace(-12, 12, 4801, dtype=torch.float64)
+    eps = torch.linspace(-12, 12, 481, dtype=torch.float64)
     weight = torch.exp(-(eps**2) / 2) / math.sqrt(2 * math.pi) * (eps[1] - eps[0])
     score = wrapped_normal_score(eps * sigma[:, None], sigma[:, None])
     return (score**2 * weight).sum(1)
 
 
 def spaced_steps(n_steps: int, n_used: int) -> list[int]:
-    """Time steps T = t_0 > ... > t_n = 0 of a sampler that makes ``n_used`` of ``n_steps`` steps."""
+    """Time steps T = t_0 > ... > t_n = 0 of a sampler making ``n_used`` of ``n_steps`` steps."""
     if not 1 <= n_used <= n_steps:
         raise ValueError(f"{n_used} steps asked for, 1 to {n_steps} are possible")
     return [round(n_steps * (n_used - i) / n_used) for i in range(n_used + 1)]

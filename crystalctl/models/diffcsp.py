@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
@@ -29,7 +29,6 @@ from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, row_loss
 from crystalctl.networks.cspnet import CSPNet
-
 
 LATTICE_LIMIT = 60.0
 """Bound on the Frobenius norm of a predicted lattice, Å; beyond any cell of 20 atoms in MP-20."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Layout
@@ -47,22 +47,21 @@ class CSPLayer(nn.Module):
 
     def fourier_weight(self) -> Tensor:
         """The columns of the first edge Linear that act on the Fourier features, (H, 6K)."""
-        weight: Tensor = self.edge_mlp[0].weight
-        return weight[:, -self.columns[-1] :]
+        return self.edge_mlp.get_parameter("0.weight")[:, -self.columns[-1] :]
 
     def forward(
         self, h: Tensor, g: Tensor, table: Tensor, pairs: Incidence, layout: Layout
     ) -> Tensor:
         """``h`` (A, H), ``g`` (C, G), ``table`` (3M, H) from ``fourier_weight``."""
-        first, second = self.edge_mlp[0], self.edge_mlp[2]
-        w_receiver, w_sender, w_lattice, _ = first.weight.split(self.columns, 1)
+        weight, bias = (self.edge_mlp.get_parameter(name) for name in ("0.weight", "0.bias"))
+        w_receiver, w_sender, w_lattice, _ = weight.split(self.columns, 1)
         x = self.norm(h)
-        receiver = F.linear(x, w_receiver, first.bias)
+        receiver = F.linear(x, w_receiver, bias)
         receiver = receiver + F.linear(g, w_lattice)[layout.crystal_idx]
         sender = F.linear(x, w_sender)
         dtype = receiver.dtype
         hidden = F.silu(pairs @ torch.cat([table.to(dtype), receiver, sender]))
-        message = neighbour_mean(F.silu(second(hidden)), layout)
+        message = neighbour_mean(F.silu(self.edge_mlp[2](hidden)), layout)
         update: Tensor = self.node_mlp(torch.cat([x, message.to(x.dtype)], 1))
         return h + update
 
@@ -101,7 +100,7 @@ class CSPNet(nn.Module):
         self.species_head = nn.Linear(hidden, MAX_Z) if soft_species else None
 
     def tables(self) -> list[Tensor]:
-        """Fourier tables of all layers; they change only with the weights, so a sampler keeps them."""
+        """Fourier tables of all layers, (3M, H) each; they change only with the weights."""
         weights = [layer.fourier_weight() for layer in self.layers]  # type: ignore[operator]
         return [self.fourier.tables(weight) for weight in weights]
 
@@ -128,8 +127,8 @@ class CSPNet(nn.Module):
     ) -> CSPNetOutput:
         """Denoise once.
 
-        ``species`` (A,) atomic numbers or (A, 100); ``frac`` (A, 3); ``g`` (C, lattice_in); ``t`` (C,)
-        time steps; ``tables`` from ``tables()``, computed here when not given.
+        ``species`` (A,) atomic numbers or (A, 100); ``frac`` (A, 3); ``g`` (C, lattice_in);
+        ``t`` (C,) time steps; ``tables`` from ``tables()``, computed here when not given.
         """
         emb = self.embedding(species if self.species_head is not None else species - 1)
         time = time_features(t, self.time_width).to(emb.dtype)

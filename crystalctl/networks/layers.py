@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 def mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     """Linear-SiLU-Linear-SiLU."""
-    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out), nn.SiLU())
+    first, second = nn.Linear(n_in, n_hidden), nn.Linear(n_hidden, n_out)
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
 
 
 def time_features(t: Tensor, width: int) -> Tensor:

@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Incidence:
-    """A sparse (E, R) matrix with ``m`` entries in each row, shared by all layers of a network call.
+    """A sparse (E, R) matrix with ``m`` entries in each row, shared by all layers of a call.
 
     ``rows`` (E, m) int64 column numbers, ``weights`` (E, m).
     """
@@ -24,7 +24,7 @@ class Incidence:
 
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same entries sorted by column: pair numbers, weights, start of each column (R + 1)."""
+        """The entries sorted by column: pair numbers, weights, start of each column (R + 1,)."""
         column, order = torch.sort(self.rows.flatten().to(torch.int32))
         bounds = torch.arange(self.n_rows + 1, device=column.device, dtype=torch.int32)
         pairs = torch.div(order, self.rows.shape[1], rounding_mode="floor")
@@ -32,7 +32,8 @@ class Incidence:
 
     def __matmul__(self, table: Tensor) -> Tensor:
         """Product with a dense ``table`` (R, H), differentiable in the table: (E, H)."""
-        out: Tensor = _Product.apply(table, self)
+        apply: Any = _Product.apply
+        out: Tensor = apply(table, self)
         return out
 
 
@@ -46,7 +47,7 @@ class _Product(torch.autograd.Function):
         return F.embedding_bag(incidence.rows, table, mode="sum", per_sample_weights=weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         pairs, weights, first = ctx.incidence.transposed
         return (
             F.embedding_bag(

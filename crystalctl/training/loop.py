@@ -7,13 +7,12 @@ saved. Only torch, numpy and safetensors are needed.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,7 +27,8 @@ from crystalctl.models.contract import CrystalModel, LossTerms, total_loss
 from crystalctl.training.ema import Average
 from crystalctl.training.logbook import Logbook
 from crystalctl.training.parallel import Processes
-from crystalctl.training.settings import TrainConfig
+from crystalctl.training.settings import TrainConfig, learning_rate
+from crystalctl.training.state import Counters, pack, stop_signals, unpack
 
 STATE, BEST, LATEST = "last.safetensors", "best.safetensors", "weights.safetensors"
 LOG_EVERY = 20
@@ -39,6 +39,8 @@ _VALIDATION_STREAM = 1 << 60
 class _Step(nn.Module):
     """Loss as a forward call, which is what DistributedDataParallel hooks into."""
 
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -46,26 +48,12 @@ class _Step(nn.Module):
     def forward(
         self, crystals: Crystals, noise: NoiseSource, rows: Mapping[str, int]
     ) -> tuple[Tensor, LossTerms]:
-        terms: LossTerms = self.model.loss(crystals, noise)  # type: ignore[operator]
+        terms: LossTerms = self.model.loss(crystals, noise)
         return total_loss(terms, rows), terms
 
 
-@dataclass
-class Counters:
-    """Where a run stands; JSON-able, saved with every checkpoint."""
-
-    step: int = 0
-    window_steps: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    stale: int = 0
-    lr_factor: float = 1.0
-    epoch_loss: list[float] = field(default_factory=list)
-    window_loss: list[float] = field(default_factory=list)
-
-
 class Trainer:
-    """Holds model, optimiser and counters; ``run`` trains until done, told to stop or out of time."""
+    """Model, optimiser and counters; ``run`` trains until done, told to stop or out of time."""
 
     def __init__(
         self,
@@ -83,15 +71,18 @@ class Trainer:
         assert isinstance(model, nn.Module)
         self.model, self.family, self.config = model.to(device), family, config
         self.out, self.device, self.processes, self.logbook = out, device, processes, logbook
-        share = {"device": device, "rank": processes.rank, "world": processes.world}
-        cost = config.chunk_edges or CHUNK_EDGES[device.type]
-        self.loader = Loader(
-            train, batch_size=config.batch_size, chunk_cost=cost, seed=config.seed, **share
+        share = partial(
+            Loader,
+            chunk_cost=config.chunk_edges or CHUNK_EDGES[device.type],
+            device=device,
+            rank=processes.rank,
+            world=processes.world,
         )
+        self.loader = share(train, batch_size=config.batch_size, seed=config.seed)
         self.val_loader = None
         if val is not None:
             n_val = min(len(val), config.validate_on)
-            self.val_loader = Loader(val, batch_size=n_val, chunk_cost=cost, seed=0, **share)
+            self.val_loader = share(val, batch_size=n_val, seed=0)
         self.stepper = processes.wrap(_Step(self.model))
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(
@@ -124,7 +115,7 @@ class Trainer:
         deadline = math.inf if max_seconds is None else start + max_seconds
         outcome = "finished"
         sums = self._restore_sums()
-        with self._signals():
+        with stop_signals(self._ask_stop):
             for epoch, batch in self._batches():
                 sums += self._train_step(batch)
                 self.count.step += 1
@@ -148,6 +139,9 @@ class Trainer:
         self.save(sums)
         return outcome
 
+    def _ask_stop(self) -> None:
+        self.stop_asked = True
+
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """(epoch, batch) from the current step to the end."""
         first, skip = divmod(self.count.step, self.loader.n_batches)
@@ -157,8 +151,10 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> Tensor:
         """One optimiser step; loss parts of the whole batch, (2, P) float64."""
-        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)  # type: ignore[operator]
-        self._set_lr()
+        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)
+        lr = learning_rate(self.config, self.count.step, self.total_steps, self.count.lr_factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         parts = torch.zeros(len(self.parts), dtype=torch.float64, device=self.device)
         for number, chunk in enumerate(batch.chunks, start=1):
@@ -180,27 +176,15 @@ class Trainer:
             self.average.update(self.count.step)
         return self.processes.sum(parts).expand(2, -1)
 
-    def _set_lr(self) -> None:
-        """Learning rate of this step: warm-up, then the schedule."""
-        config, step = self.config, self.count.step
-        if config.schedule == "cosine":
-            done = step / max(1, self.total_steps)
-            lr = config.lr_min + (config.lr - config.lr_min) * (1 + math.cos(math.pi * done)) / 2
-        else:
-            lr = max(config.lr_min, config.lr * self.count.lr_factor)
-        if config.warmup_steps:
-            lr *= min(1.0, (step + 1) / config.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def _log_window(self, sums: Tensor) -> None:
         """Log the mean loss since the last log; stop the run on a loss that is not finite."""
         step, per_epoch = self.count.step, self.loader.n_batches
         values = (sums[0] / self.count.window_steps).tolist()
         sums[0], self.count.window_steps = 0, 0
         if not all(map(math.isfinite, values)):
+            named = dict(zip(self.parts, values, strict=True))
             raise TrainingError(
-                f"the loss is not finite at step {step}: {dict(zip(self.parts, values, strict=True))}",
+                f"the loss is not finite at step {step}: {named}",
                 f"the last good checkpoint is {self.out / STATE}; try a smaller --lr",
             )
         rate = step * self.loader.layout.n_crystals / per_epoch / max(self.count.seconds, 1e-9)
@@ -219,7 +203,7 @@ class Trainer:
 
     def _weighted(self, values: list[float]) -> float:
         weights = [getattr(self.model.config, f"weight_{name}") for name in self.parts]
-        return sum(w * v for w, v in zip(weights, values, strict=True))
+        return float(sum(w * v for w, v in zip(weights, values, strict=True)))
 
     def _end_epoch(self, sums: Tensor, epoch: int) -> None:
         """Validate when due, keep the best weights, steer the plateau schedule."""
@@ -253,12 +237,12 @@ class Trainer:
         """Loss parts on the validation crystals, with the averaged weights and fixed noise."""
         assert self.val_loader is not None
         (batch,) = list(self.val_loader.epoch(0))[:1]
-        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)  # type: ignore[operator]
+        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)
         parts = torch.zeros(len(self.parts), dtype=torch.float64, device=self.device)
         with self._averaged(), self.autocast:
             for chunk in batch.chunks:
                 stream = (_VALIDATION_STREAM + chunk.place).to(self.device)
-                terms = self.model.loss(chunk.crystals, NoiseSource(0, stream))  # type: ignore[operator]
+                terms = self.model.loss(chunk.crystals, NoiseSource(0, stream))
                 parts += torch.stack([terms[p].total.double() / rows[p] for p in self.parts])
         values: list[float] = self.processes.sum(parts).tolist()
         return values
@@ -274,23 +258,6 @@ class Trainer:
             yield
         finally:
             self.average.swap()
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a stop after the current step."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self.stop_asked = True
-
-        try:
-            old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the caller handles signals
-            old = {}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     def write_weights(self, name: str, facts: Mapping[str, Any]) -> None:
         """The averaged weights as a file that ``load_model`` reads."""
@@ -312,11 +279,6 @@ class Trainer:
         self.count.window_loss, self.count.epoch_loss = window, epoch
         if self.processes.rank:
             return
-        tensors = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
-        if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.state().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
         header = {
             "kind": "training state",
             **describe(self.model, self.family),
@@ -324,7 +286,8 @@ class Trainer:
             "counters": asdict(self.count),
             "n_crystals": self.loader.layout.n_crystals,
         }
-        write_file(self.out / STATE, header, {k: v.cpu() for k, v in tensors.items()})
+        tensors = pack(self.model, self.average, self.optimizer)
+        write_file(self.out / STATE, header, tensors)
         self.write_weights(LATEST, {"step": self.count.step})
 
     def resume(self) -> None:
@@ -338,21 +301,7 @@ class Trainer:
                     "resume with the same --data, --model and settings, or choose another --out",
                 )
         self.count = Counters(**header["counters"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        if self.average is not None:
-            prefix = "average."
-            self.average.load(
-                {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            )
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, slot = key.split(".")
-                state.setdefault(int(index), {})[slot] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        unpack(tensors, self.model, self.average, self.optimizer)
         self.logbook.truncate(self.count.step)
 
     def _restore_sums(self) -> Tensor:

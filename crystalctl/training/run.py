@@ -133,13 +133,3 @@ def _claim(out: Path, *, resume: bool, first: bool) -> None:
         raise InputError(f"{out} is not empty", "choose another --out, or add --resume")
     if not os.access(out, os.W_OK):
         raise InputError(f"cannot write to {out}")
-
-
-def with_options(
-    settings: Mapping[str, Mapping[str, Any]], **options: Any
-) -> dict[str, dict[str, Any]]:
-    """``settings`` with the command-line options that were given put into section "train"."""
-    given = {key: value for key, value in options.items() if value is not None}
-    return {**{k: dict(v) for k, v in settings.items()}, "train": {**settings.get("train", {}), **given}}
-
-

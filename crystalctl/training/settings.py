@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -76,6 +77,21 @@ def check(config: TrainConfig) -> None:
     for key in POSITIVE:
         if getattr(config, key) <= 0:
             raise InputError(f"train.{key} = {getattr(config, key)} must be above 0")
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int, factor: float) -> float:
+    """Learning rate of optimiser step ``step`` (from 0): warm-up, then the schedule.
+
+    ``factor`` is what the plateau schedule has come down to.
+    """
+    if config.schedule == "cosine":
+        done = step / max(1, total_steps)
+        lr = config.lr_min + (config.lr - config.lr_min) * (1 + math.cos(math.pi * done)) / 2
+    else:
+        lr = max(config.lr_min, config.lr * factor)
+    if config.warmup_steps:
+        lr *= min(1.0, (step + 1) / config.warmup_steps)
+    return lr
 
 
 def parse_duration(text: str) -> float:

@@ -60,7 +60,9 @@ def main() -> None:
             out = net(species, frac, g, t, fresh, tables=tables)  # noqa: B023
             return out.lattice.square().mean() + out.frac.square().mean()
 
-        steps = {"training": {"plain": lambda: plain().backward(), "fast": lambda: fast().backward()}}
+        steps = {
+            "training": {"plain": lambda: plain().backward(), "fast": lambda: fast().backward()}
+        }
         with torch.no_grad():
             kept = net.tables()
         steps["sampling"] = {"plain": plain, "fast": lambda: fast(kept)}  # noqa: B023
@@ -68,7 +70,9 @@ def main() -> None:
             with torch.set_grad_enabled(step == "training"):
                 s = best_of(runs, options.repeats)
             ratio = s["plain"] / s["fast"]
-            print(f"{n:5d} {len(counts):9d}  {step:9s} {s['plain']:8.3f} {s['fast']:8.3f} {ratio:7.2f}")
+            print(
+                f"{n:5d} {len(counts):9d}  {step:9s} {s['plain']:8.3f} {s['fast']:8.3f} {ratio:7.2f}"
+            )
 
 
 if __name__ == "__main__":
