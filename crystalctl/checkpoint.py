@@ -120,6 +120,21 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
         part.unlink(missing_ok=True)
 
 
+def export(source: Path, target: Path, **facts: Any) -> str:
+    """Write weights for shipping: bf16, with ``facts`` added to the header; returns the sha256.
+
+    ``facts["sample_steps"]``, when given, becomes the model's default number of sampling steps.
+    """
+    import torch
+
+    header, tensors = read_file(source)
+    if "sample_steps" in facts:
+        header["config"]["sample_steps"] = facts.pop("sample_steps")
+    compact = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    write_file(target, {**header, **facts}, compact)
+    return hashlib.sha256(target.read_bytes()).hexdigest()
+
+
 def build(meta: Mapping[str, Any]) -> nn.Module:
     """An untrained model from the ``family``, ``config`` and ``statistics`` of a header."""
     from crystalctl.config import from_mapping

@@ -28,6 +28,7 @@ from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule, spac
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, row_loss
+from crystalctl.models.device import replayed
 from crystalctl.networks.cspnet import CSPNet
 
 LATTICE_LIMIT = 60.0
@@ -153,9 +154,14 @@ class DiffCSP(nn.Module):
             state["species"] = torch.tensor(numbers, device=device)
         tables = self.network.tables()
 
-        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
-            time = torch.full((layout.n_crystals,), t, device=device)
+        def call(current: State, time: Tensor) -> Mapping[str, Tensor]:
             return self.denoise(current, time, layout, tables)
+
+        first = torch.full((layout.n_crystals,), self.config.n_steps, device=device)
+        network = replayed(call, state, first)
+
+        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
+            return network(current, torch.full_like(first, t))
 
         count = steps or self.config.sample_steps
         path = spaced_steps(self.config.n_steps, count)
