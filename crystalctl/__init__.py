@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from crystalctl.api import Result, generate, load_model, predict
     from crystalctl.crystal.batch import Crystals, Target
     from crystalctl.errors import CrystalctlError
+    from crystalctl.training.run import train
 
 __version__: str
 
@@ -21,6 +22,7 @@ __all__ = [
     "generate",
     "load_model",
     "predict",
+    "train",
 ]
 
 _HOME = {
@@ -31,6 +33,7 @@ _HOME = {
     "Crystals": "crystalctl.crystal.batch",
     "Target": "crystalctl.crystal.batch",
     "CrystalctlError": "crystalctl.errors",
+    "train": "crystalctl.training.run",
 }
 
 

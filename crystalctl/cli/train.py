@@ -16,6 +16,8 @@ from crystalctl.cli import ui
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from crystalctl.training.run import TrainResult
+
 
 def train(
     data: Annotated[Path, typer.Option(help="Dataset from `crystalctl data prepare`.")],
@@ -45,21 +47,17 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a model; under torchrun, on all its processes."""
-    from crystalctl.config import parse_assignments
     from crystalctl.training.settings import parse_duration
 
-    sections: dict[str, dict[str, Any]] = {**parse_assignments(settings or [])}
-    given = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "precision": precision,
-        "seed": seed,
-    }
-    options = {key: value for key, value in given.items() if value is not None}
-    sections["train"] = {**sections.get("train", {}), **options}
-    if task is not None:
-        sections["model"] = {**sections.get("model", {}), "task": task}
+    sections = _sections(
+        settings or [],
+        task,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        precision=precision,
+        seed=seed,
+    )
     seconds = None if max_time is None else parse_duration(max_time)
     from crystalctl.training.run import train as run
 
@@ -77,8 +75,24 @@ def train(
             resume=resume,
             progress=display,
         )
-    if not first:
-        return
+    if first:
+        _tell(result)
+
+
+def _sections(settings: list[str], task: str | None, **options: Any) -> dict[str, dict[str, Any]]:
+    """Settings by section: the ``--set`` items, overridden by the options that were given."""
+    from crystalctl.config import parse_assignments
+
+    sections: dict[str, dict[str, Any]] = {**parse_assignments(settings)}
+    given = {key: value for key, value in options.items() if value is not None}
+    sections["train"] = {**sections.get("train", {}), **given}
+    if task is not None:
+        sections["model"] = {**sections.get("model", {}), "task": task}
+    return sections
+
+
+def _tell(result: TrainResult) -> None:
+    """How the run ended and what to do next; exit code 130 after Ctrl-C."""
     typer.echo(f"{_OUTCOMES[result.outcome]} at step {result.step}; weights: {result.weights}")
     if result.outcome != "finished":
         typer.echo("continue with the same command and --resume")

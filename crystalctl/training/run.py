@@ -52,28 +52,12 @@ def train(
     Without ``val`` the rows the dataset marks as validation are used, if any. Raises
     ``InputError`` for a request that cannot work, ``TrainingError`` when the loss is not finite.
     """
-    if family not in FAMILIES:
-        raise InputError(f"unknown model {family!r}", f"choose from: {', '.join(FAMILIES)}")
-    if recipe not in RECIPES:
-        raise InputError(f"unknown recipe {recipe!r}", f"choose from: {', '.join(RECIPES)}")
-    sections = {key: dict(value) for key, value in (settings or {}).items()}
-    for name in sections.keys() - {"train", "model"}:
-        raise InputError(f"unknown settings section {name!r}", "use train.KEY or model.KEY")
-    merged = {**RECIPES[recipe], **sections.get("train", {})}
-    config = from_mapping(TrainConfig, merged, where="train")
-    check(config)
-    model_class = FAMILIES[family].load()
-    model_config = from_mapping(model_class.Config, sections.get("model", {}), where="model")
-    if model_config.task not in FAMILIES[family].tasks:
-        raise InputError(
-            f"{family} has no task {model_config.task!r}",
-            f"choose from: {', '.join(FAMILIES[family].tasks)}",
-        )
+    config, model_config = _settings(family, recipe, settings or {})
     with processes(pick_device(device)) as (group, place):
         train_part, val_part = _crystals(data, val, config.max_atoms)
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
-        model = model_class(model_config, Statistics.of(train_part))
+        model = FAMILIES[family].load()(model_config, Statistics.of(train_part))
         logbook = Logbook(out / "metrics.jsonl", active=group.rank == 0, progress=progress)
         trainer = Trainer(
             model,
@@ -94,6 +78,29 @@ def train(
         outcome = trainer.run(max_seconds)
     weights = out / (BEST if (out / BEST).is_file() else LATEST)
     return TrainResult(outcome, weights, trainer.count.step, trainer.count.best)
+
+
+def _settings(
+    family: str, recipe: str, sections: Mapping[str, Mapping[str, Any]]
+) -> tuple[TrainConfig, Any]:
+    """Checked settings of the run and of the model."""
+    if family not in FAMILIES:
+        raise InputError(f"unknown model {family!r}", f"choose from: {', '.join(FAMILIES)}")
+    if recipe not in RECIPES:
+        raise InputError(f"unknown recipe {recipe!r}", f"choose from: {', '.join(RECIPES)}")
+    for name in sections.keys() - {"train", "model"}:
+        raise InputError(f"unknown settings section {name!r}", "use train.KEY or model.KEY")
+    merged = {**RECIPES[recipe], **sections.get("train", {})}
+    config = from_mapping(TrainConfig, merged, where="train")
+    check(config)
+    config_class = FAMILIES[family].load().Config
+    model_config = from_mapping(config_class, sections.get("model", {}), where="model")
+    tasks = FAMILIES[family].tasks
+    if model_config.task not in tasks:
+        raise InputError(
+            f"{family} has no task {model_config.task!r}", f"choose from: {', '.join(tasks)}"
+        )
+    return config, model_config
 
 
 def _crystals(data: Path, val: Path | None, max_atoms: int) -> tuple[Crystals, Crystals | None]:
