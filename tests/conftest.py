@@ -1,0 +1,28 @@
+"""One thread: the tensors are tiny, and results then do not depend on the machine's cores."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "crystalctl",
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("crystalctl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    os.environ["OMP_NUM_THREADS"] = "1"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,77 @@
+"""Small crystals, models and datasets for tests, seeded; and hypothesis strategies for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from crystalctl.crystal.batch import Crystals, Layout
+from crystalctl.data.datasets import Dataset
+from crystalctl.data.statistics import Statistics
+from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.models import FAMILIES
+
+SIZES = (3, 1, 4, 2)
+TINY: dict[str, Any] = {
+    "hidden": 16,
+    "n_layers": 2,
+    "n_frequencies": 4,
+    "time_width": 8,
+    "n_steps": 20,
+    "sample_steps": 5,
+}
+"""Settings under which a family's network takes milliseconds."""
+
+FAMILY_TASKS = [(family, task) for family, row in FAMILIES.items() for task in row.tasks]
+
+seeds = st.integers(0, 2**31 - 1)
+atom_counts = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+
+
+def random_crystals(counts: list[int] | tuple[int, ...] = SIZES, seed: int = 0) -> Crystals:
+    """Cells of 2 to 6 Å, not orthogonal, with elements up to calcium."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    noise = torch.randn(len(counts), 3, 3, generator=generator)
+    lattice = 4 * torch.eye(3) + 0.4 * noise
+    frac = torch.rand(total, 3, generator=generator)
+    species = torch.randint(1, 21, (total,), generator=generator)
+    return Crystals(Layout(torch.tensor(counts)), lattice, frac, species)
+
+
+def tiny_model(family: str, task: str, crystals: Crystals, *, seed: int = 0, **config: Any) -> Any:
+    """An untrained small model, evaluation mode."""
+    model_class = FAMILIES[family].load()
+    torch.manual_seed(seed)
+    settings = model_class.Config(**{**TINY, "task": task, **config})
+    return model_class(settings, Statistics.of(crystals)).eval()
+
+
+def noise_for(n_crystals: int, seed: int = 0) -> NoiseSource:
+    """A source with streams 0 .. n_crystals - 1."""
+    return NoiseSource(seed, torch.arange(n_crystals))
+
+
+def dataset_of(crystals: Crystals, split: list[int] | None = None) -> Dataset:
+    """A prepared dataset around ``crystals``, without symmetry."""
+    n, atoms = len(crystals), crystals.layout.total_atoms
+    return Dataset(
+        crystals,
+        [f"id-{i}-Å" for i in range(n)],
+        torch.tensor(split or [1] * n, dtype=torch.uint8),
+        torch.ones(n, dtype=torch.uint8),
+        torch.zeros(atoms, dtype=torch.uint8),
+        crystals.layout.atom_idx.to(torch.int16),
+        {"energy": torch.linspace(-1, 1, n)},
+        {"source": "test"},
+    )
+
+
+def write_dataset(path: Path, n: int = 10, seed: int = 0, *, n_val: int = 0) -> Path:
+    """A dataset file with ``n`` training crystals of 1 to 4 atoms and ``n_val`` to validate on."""
+    counts = [1 + i % 4 for i in range(n + n_val)]
+    dataset_of(random_crystals(counts, seed), [1] * n + [2] * n_val).save(path)
+    return path
