@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,11 @@ class Logbook:
         """Drop records after ``step``: a resumed run writes those again."""
         if not self.active or not self.path.is_file():
             return
-        lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = []
+        for line in self.path.read_text().splitlines():
+            with suppress(ValueError):  # a killed run may leave half a line
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
         self.path.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, record: Mapping[str, Any]) -> None:

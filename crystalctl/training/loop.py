@@ -33,6 +33,8 @@ from crystalctl.training.state import Counters, pack, stop_signals, unpack
 STATE, BEST, LATEST = "last.safetensors", "best.safetensors", "weights.safetensors"
 LOG_EVERY = 20
 CHUNK_EDGES = {"cpu": 8_192, "cuda": 400_000}
+FIXED = ("batch_size", "optimizer", "seed", "ema")
+"""Settings a resumed run cannot change: its steps would be other steps, its state another shape."""
 _VALIDATION_STREAM = 1 << 60
 
 
@@ -259,9 +261,13 @@ class Trainer:
         finally:
             self.average.swap()
 
+    def _healthy(self) -> bool:
+        """Whether all weights are finite; a finite loss may have a gradient that is not."""
+        return all(bool(p.isfinite().all()) for p in self.model.parameters())
+
     def write_weights(self, name: str, facts: Mapping[str, Any]) -> None:
         """The averaged weights as a file that ``load_model`` reads."""
-        if self.processes.rank:
+        if self.processes.rank or not self._healthy():
             return
         state = self.average.state() if self.average else dict(self.model.named_parameters())
         header = {
@@ -274,7 +280,7 @@ class Trainer:
     def save(self, sums: Tensor) -> None:
         """Everything a resumed run needs, and the current averaged weights."""
         window, epoch = sums.tolist()
-        if not all(map(math.isfinite, window)):
+        if not (all(map(math.isfinite, window)) and self._healthy()):
             return  # a bad step just happened: the next log stops the run, the last file stays
         self.count.window_loss, self.count.epoch_loss = window, epoch
         if self.processes.rank:
@@ -294,6 +300,9 @@ class Trainer:
         """Continue from the state in ``out``; raises ``InputError`` when it is of another run."""
         header, tensors = read_file(self.out / STATE)
         mine = {**describe(self.model, self.family), "n_crystals": self.loader.layout.n_crystals}
+        for key in FIXED:
+            mine[f"train.{key}"] = getattr(self.config, key)
+            header[f"train.{key}"] = header["training"].get(key)
         for key, value in mine.items():
             if header.get(key) != value:
                 raise InputError(

@@ -75,8 +75,8 @@ def check(config: TrainConfig) -> None:
         if value not in allowed:
             raise InputError(f"train.{key} = {value!r}", f"use one of: {', '.join(allowed)}")
     for key in POSITIVE:
-        if getattr(config, key) <= 0:
-            raise InputError(f"train.{key} = {getattr(config, key)} must be above 0")
+        if not 0 < getattr(config, key) < math.inf:
+            raise InputError(f"train.{key} = {getattr(config, key)} must be above 0 and finite")
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, factor: float) -> float:
