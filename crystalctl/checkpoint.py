@@ -94,7 +94,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} cannot be read as weights ({error})",
             "weights are .safetensors files written by crystalctl train",
         ) from error
-    if header.get("kind") not in {"weights", "training state"}:
+    if not isinstance(header, dict) or header.get("kind") not in {"weights", "training state"}:
         raise WeightsError(
             f"{path} holds no crystalctl weights",
             "weights are .safetensors files written by crystalctl train",
@@ -104,6 +104,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has weights format {header.get('version')}, this version reads "
             f"{FORMAT_VERSION}"
         )
+    if missing := {"family", "task", "config", "statistics"} - header.keys():
+        raise WeightsError(f"{path} is damaged: its description lacks {', '.join(sorted(missing))}")
     return header, tensors
 
 
