@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,6 +224,12 @@ def _check_numbers(n: Any, options: Options) -> None:
         raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
 
 
+def _check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
+    most = config.get("n_steps")
+    if steps is not None and most is not None and steps > most:
+        raise InputError(f"--steps is {steps}", f"these weights have {most} time steps")
+
+
 def _run(
     request: dict[str, Any], plan: Planner, name: str, options: Options, *, needs: set[str]
 ) -> Result:
@@ -244,6 +250,7 @@ def _run(
     device = pick_device(options.device)
     loaded = load(weights, task=request["task"], family=options.model, device=device)
     check_family(loaded.meta["family"], request["task"], needs)
+    _check_steps(options.steps, loaded.meta["config"])
     samples = plan(Statistics.from_dict(loaded.meta["statistics"]))
     request |= {
         "seed": options.seed,

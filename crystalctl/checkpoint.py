@@ -122,18 +122,17 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
         part.unlink(missing_ok=True)
 
 
-def export(source: Path, target: Path, **facts: Any) -> str:
-    """Write weights for shipping: bf16, with ``facts`` added to the header; returns the sha256.
+def export(source: Path, target: Path, *, config: Mapping[str, Any], data: str) -> str:
+    """Write weights for shipping: bf16, with a note on the ``data``; returns the sha256.
 
-    ``facts["sample_steps"]``, when given, becomes the model's default number of sampling steps.
+    ``config`` replaces settings that only sampling uses (``sample_steps``, ``gamma``).
     """
     import torch
 
     header, tensors = read_file(source)
-    if "sample_steps" in facts:
-        header["config"]["sample_steps"] = facts.pop("sample_steps")
+    header = {**header, "config": {**header["config"], **config}, "data": data}
     compact = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    write_file(target, {**header, **facts}, compact)
+    write_file(target, header, compact)
     return hashlib.sha256(target.read_bytes()).hexdigest()
 
 

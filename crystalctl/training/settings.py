@@ -82,15 +82,16 @@ def check(config: TrainConfig) -> None:
 def learning_rate(config: TrainConfig, step: int, total_steps: int, factor: float) -> float:
     """Learning rate of optimiser step ``step`` (from 0): warm-up, then the schedule.
 
-    ``factor`` is what the plateau schedule has come down to.
+    ``factor`` is what the plateau schedule has come down to. A short run warms up in a tenth of it.
     """
     if config.schedule == "cosine":
         done = step / max(1, total_steps)
         lr = config.lr_min + (config.lr - config.lr_min) * (1 + math.cos(math.pi * done)) / 2
     else:
         lr = max(config.lr_min, config.lr * factor)
-    if config.warmup_steps:
-        lr *= min(1.0, (step + 1) / config.warmup_steps)
+    warmup = min(config.warmup_steps, total_steps // 10)
+    if step < warmup:
+        lr *= (step + 1) / warmup
     return lr
 
 
