@@ -39,7 +39,10 @@ SPECIES_LIMIT = 2.0
 
 @dataclass(frozen=True)
 class DiffCSPConfig:
-    """Settings; the defaults are the paper's for MP-20 (App. B.3)."""
+    """Settings; the defaults are the paper's for MP-20 (App. B.3).
+
+    Only sampling uses ``gamma``, ``sample_steps`` and ``n_correct`` (corrector calls in a step).
+    """
 
     task: str = "predict"
     hidden: int = 512
@@ -54,6 +57,7 @@ class DiffCSPConfig:
     weight_frac: float = 1.0
     weight_species: float = 20.0
     sample_steps: int = 1000
+    n_correct: int = 1
 
 
 class DiffCSP(nn.Module):
@@ -160,15 +164,30 @@ class DiffCSP(nn.Module):
         first = torch.full((layout.n_crystals,), self.config.n_steps, device=device)
         network = replayed(call, state, first)
 
-        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
-            return network(current, torch.full_like(first, t))
+        excluded = self._excluded(targets, layout) if self.generates else None
 
-        count = steps or self.config.sample_steps
-        path = spaced_steps(self.config.n_steps, count)
-        end = predictor_corrector(denoise, processes, state, path, layout, noise, on_step=on_step)
+        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
+            out = network(current, torch.full_like(first, t))
+            if excluded is None:
+                return out
+            # The noise that says: these elements are absent from the clean crystal.
+            absent = current["species"] / torch.sqrt(1 - self.species.schedule.alpha_bar[t])
+            return {**out, "species": torch.where(excluded, absent, out["species"])}
+
+        path = spaced_steps(self.config.n_steps, steps or self.config.sample_steps)
+        end = predictor_corrector(
+            denoise,
+            processes,
+            state,
+            path,
+            layout,
+            noise,
+            n_correct=self.config.n_correct,
+            on_step=on_step,
+        )
         species = end["species"]
-        if self.generates:
-            species = self._allowed(targets, layout, species).argmax(1) + 1
+        if excluded is not None:
+            species = species.masked_fill(excluded, -torch.inf).argmax(1) + 1
         return Crystals(layout, end["lattice"].view(-1, 3, 3), end["frac"], species)
 
     def _layout(self, targets: Sequence[Target], noise: NoiseSource) -> Layout:
@@ -192,11 +211,11 @@ class DiffCSP(nn.Module):
         ]
         return Layout(torch.tensor(counts)).to(device)
 
-    def _allowed(self, targets: Sequence[Target], layout: Layout, species: Tensor) -> Tensor:
-        """Species scores (A, 100) with elements a target excludes put out of reach."""
+    def _excluded(self, targets: Sequence[Target], layout: Layout) -> Tensor:
+        """Elements each atom may not be, (A, 100) bool."""
         mask = torch.zeros(len(targets), MAX_Z, dtype=torch.bool)
         for row, target in enumerate(targets):
             if target.elements is not None:
                 mask[row] = True
                 mask[row, [z - 1 for z in target.elements]] = False
-        return species.masked_fill(mask.to(species.device)[layout.crystal_idx], -torch.inf)
+        return mask.to(layout.device)[layout.crystal_idx]

@@ -23,6 +23,9 @@ MAX_STRAIN = 0.05
 """Largest component of the deformation that makes the input cell the standard cell."""
 _OVERLAP_ANG = 0.1
 
+Structure = tuple[Floats, Floats, Ints]
+"""Lattice (3, 3) in Å, fractional coordinates (N, 3), atomic numbers (N,)."""
+
 
 @dataclass(frozen=True)
 class Standard:
@@ -64,6 +67,19 @@ def standardise(
         except NoSymmetry as verdict:
             first = first or verdict
     raise first or NoSymmetry("no tolerance given")
+
+
+def standardise_all(
+    structures: Sequence[Structure], ladder: Sequence[float] = LADDER_ANG
+) -> list[Standard | str]:
+    """One answer for each structure: its standard form, or the reason why there is none."""
+    answers: list[Standard | str] = []
+    for lattice, frac, numbers in structures:
+        try:
+            answers.append(standardise(lattice, frac, numbers, ladder))
+        except NoSymmetry as verdict:
+            answers.append(str(verdict))
+    return answers
 
 
 def _at_tolerance(lattice: Floats, frac: Floats, numbers: Ints, symprec: float) -> Standard:
