@@ -95,3 +95,10 @@ def test_learning_rates_at_the_ends():
     assert learning_rate(plateau, 7, 100, 1e-6) == pytest.approx(0.1)
     constant = replace(config, schedule="constant", warmup_steps=4)
     assert [learning_rate(constant, k, 100, 1.0) for k in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+
+
+def test_short_runs_warm_up_in_a_tenth_of_their_steps():
+    config = TrainConfig(lr=1.0, warmup_steps=500, schedule="constant")
+    assert learning_rate(config, 0, 20, 1.0) == pytest.approx(0.5)
+    assert learning_rate(config, 1, 20, 1.0) == pytest.approx(1.0)
+    assert learning_rate(config, 0, 10**6, 1.0) == pytest.approx(1 / 500)

@@ -192,13 +192,13 @@ def test_learning_rate_falls_like_a_cosine_after_warm_up(data, tmp_path, monkeyp
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    change = {"lr": 1e-2, "lr_min": 1e-4, "warmup_steps": 3, "epochs": 4}
+    change = {"lr": 1e-2, "lr_min": 1e-4, "warmup_steps": 2, "epochs": 8}
     train("diffcsp", data=data, out=tmp_path / "run", settings=settings(**change))
-    assert len(rates) == 12
+    assert len(rates) == 24
     half_way = (1e-2 + 1e-4) / 2
-    assert rates[6] == pytest.approx(half_way)
-    assert rates[0] == pytest.approx(1e-2 / 3)
-    assert all(a > b for a, b in pairwise(rates[2:]))
+    assert rates[12] == pytest.approx(half_way)
+    assert rates[0] == pytest.approx(1e-2 / 2)
+    assert all(a > b for a, b in pairwise(rates[1:]))
     assert rates[-1] < 1e-3
 
 
