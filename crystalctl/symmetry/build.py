@@ -124,11 +124,18 @@ def operations_of(position: Any) -> Operations:
     return _whole(rotation), _whole(translation * TRANSLATION_DENOMINATOR) % TRANSLATION_DENOMINATOR
 
 
-def database_operations(hall: int) -> Operations:
-    """Operations of a hall number in spglib's database."""
+def _spglib(function: str, *args: Any) -> Any:
     import spglib
 
-    found = spglib.get_symmetry_from_database(hall)
+    with warnings.catch_warnings():
+        # It announces the end of its old way to report errors.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return getattr(spglib, function)(*args)
+
+
+def database_operations(hall: int) -> Operations:
+    """Operations of a hall number in spglib's database."""
+    found = _spglib("get_symmetry_from_database", hall)
     translation = _whole(found["translations"] * TRANSLATION_DENOMINATOR)
     return _whole(found["rotations"]), translation % TRANSLATION_DENOMINATOR
 
@@ -148,9 +155,7 @@ def as_set(operations: Operations) -> set[tuple[int, ...]]:
 
 
 def _check_against_spglib(number: int, hall: int, general: Operations) -> None:
-    import spglib
-
-    if int(spglib.get_spacegroup_type(hall).number) != number:
+    if int(_spglib("get_spacegroup_type", hall).number) != number:
         raise CrystalctlError(f"hall number {hall} is not of group {number} in spglib")
     if as_set(database_operations(hall)) != as_set(general):
         raise CrystalctlError(f"PyXtal and spglib differ about the operations of group {number}")
@@ -158,11 +163,9 @@ def _check_against_spglib(number: int, hall: int, general: Operations) -> None:
 
 def default_halls() -> dict[int, int]:
     """The hall number that spglib standardises each group to: the first of the group."""
-    import spglib
-
     halls: dict[int, int] = {}
     for hall in range(1, N_HALL + 1):
-        halls.setdefault(int(spglib.get_spacegroup_type(hall).number), hall)
+        halls.setdefault(int(_spglib("get_spacegroup_type", hall).number), hall)
     return halls
 
 
@@ -272,10 +275,8 @@ def aliases(symbols: list[str]) -> dict[str, int]:
 
 
 def _spellings() -> Iterator[tuple[int, str]]:
-    import spglib
-
     for hall in range(1, N_HALL + 1):
-        facts = spglib.get_spacegroup_type(hall)
+        facts = _spglib("get_spacegroup_type", hall)
         number = int(facts.number)
         for field in (facts.international_short, facts.international_full, facts.international):
             for text in str(field).split("="):
