@@ -14,6 +14,11 @@ Call = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 _WARM_UP_CALLS = 3
 
 
+def edges_at_once(device: torch.device) -> int:
+    """Ordered atom pairs one training call of a network takes: bound by cache or memory."""
+    return 8_192 if device.type == "cpu" else 400_000
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 

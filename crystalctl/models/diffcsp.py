@@ -11,6 +11,7 @@ gamma the factor of the Langevin step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,26 @@ class DiffCSPConfig:
     weight_species: float = 20.0
     sample_steps: int = 1000
     n_correct: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no network or schedule can have."""
+        at_least_1 = ("hidden", "n_layers", "n_frequencies", "n_steps", "sample_steps")
+        wrong = [name for name in at_least_1 if getattr(self, name) < 1]
+        weights = ("gamma", "n_correct", "weight_lattice", "weight_frac", "weight_species")
+        wrong += [name for name in weights if not 0 <= getattr(self, name) < math.inf]
+        if self.time_width < 4 or self.time_width % 2:
+            wrong.append("time_width")
+        if not 0 < self.sigma_low < self.sigma_high < math.inf:
+            wrong.append("sigma_low")
+        if self.sample_steps > self.n_steps:
+            wrong.append("sample_steps")
+        if wrong:
+            values = ", ".join(f"model.{name} = {getattr(self, name)}" for name in wrong)
+            raise InputError(
+                f"{values} cannot be",
+                "sizes are 1 or more, time_width even and 4 or more, sigma_low below sigma_high, "
+                "sample_steps at most n_steps",
+            )
 
 
 class DiffCSP(nn.Module):

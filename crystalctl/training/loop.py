@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crystalctl.checkpoint import describe, read_file, write_file
 from crystalctl.crystal.batch import Crystals
 from crystalctl.data.loading import Batch, Loader
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import InputError, TrainingError
 from crystalctl.models.contract import CrystalModel, LossTerms, total_loss
+from crystalctl.models.device import edges_at_once
 from crystalctl.training.ema import Average
 from crystalctl.training.logbook import Logbook
 from crystalctl.training.parallel import Processes
 from crystalctl.training.settings import TrainConfig, learning_rate
-from crystalctl.training.state import Counters, pack, stop_signals, unpack
+from crystalctl.training.state import Counters, stop_signals
+from crystalctl.training.store import BEST, STATE, Store
+from crystalctl.training.validation import validation_loss
 
-STATE, BEST, LATEST = "last.safetensors", "best.safetensors", "weights.safetensors"
 LOG_EVERY = 20
-CHUNK_EDGES = {"cpu": 8_192, "cuda": 400_000}
-FIXED = ("batch_size", "optimizer", "seed", "ema")
-"""Settings a resumed run cannot change: its steps would be other steps, its state another shape."""
-_VALIDATION_STREAM = 1 << 60
 
 
 class _Step(nn.Module):
@@ -71,30 +67,27 @@ class Trainer:
         logbook: Logbook,
     ) -> None:
         assert isinstance(model, nn.Module)
-        self.model, self.family, self.config = model.to(device), family, config
-        self.out, self.device, self.processes, self.logbook = out, device, processes, logbook
-        share = partial(
-            Loader,
-            chunk_cost=config.chunk_edges or CHUNK_EDGES[device.type],
-            device=device,
-            rank=processes.rank,
-            world=processes.world,
-        )
-        self.loader = share(train, batch_size=config.batch_size, seed=config.seed)
-        self.val_loader = None
-        if val is not None:
-            n_val = min(len(val), config.validate_on)
-            self.val_loader = share(val, batch_size=n_val, seed=0)
+        if len(train) < processes.world:
+            raise InputError(
+                f"{len(train)} training structures are too few for {processes.world} processes"
+            )
+        self.model, self.config = model.to(device), config
+        self.device, self.processes, self.logbook = device, processes, logbook
+        self.loader, self.val_loader = _loaders(train, val, config, device, processes)
         self.stepper = processes.wrap(_Step(self.model))
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(
-            self.model.parameters(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=device.type != "cpu" or None,
-        )
+        self.optimizer = _optimizer(self.model, config, device)
         self.average = Average(self.model, config.ema) if config.ema else None
         bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type != "cpu")
+        self.store = Store(
+            out,
+            family,
+            config,
+            self.model,
+            self.average,
+            self.optimizer,
+            n_crystals=len(train),
+            writes=processes.rank == 0,
+        )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.parts = list(model.loss_rows(1, 1))
         self.count = Counters(
@@ -117,6 +110,8 @@ class Trainer:
         deadline = math.inf if max_seconds is None else start + max_seconds
         outcome = "finished"
         sums = self._restore_sums()
+        if self.count.step == 0:
+            self.store.save(self.count)
         with stop_signals(self._ask_stop):
             for epoch, batch in self._batches():
                 sums += self._train_step(batch)
@@ -138,7 +133,8 @@ class Trainer:
                 if now - saved > 60 * self.config.save_minutes:
                     self.save(sums)
                     saved = now
-        self.save(sums)
+        if not self.save(sums):
+            raise self._not_finite("the weights are")
         return outcome
 
     def _ask_stop(self) -> None:
@@ -169,10 +165,7 @@ class Trainer:
                 # DistributedDataParallel averages gradients; the loss is a share of a sum.
                 (loss * self.processes.world).backward()
             parts += torch.stack([terms[p].total.detach().double() / rows[p] for p in self.parts])
-        if self.config.clip_value:
-            nn.utils.clip_grad_value_(self.model.parameters(), self.config.clip_value)
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        _clip_gradients(self.model, self.config)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.count.step)
@@ -184,11 +177,7 @@ class Trainer:
         values = (sums[0] / self.count.window_steps).tolist()
         sums[0], self.count.window_steps = 0, 0
         if not all(map(math.isfinite, values)):
-            named = dict(zip(self.parts, values, strict=True))
-            raise TrainingError(
-                f"the loss is not finite at step {step}: {named}",
-                f"the last good checkpoint is {self.out / STATE}; try a smaller --lr",
-            )
+            raise self._not_finite(f"the loss {dict(zip(self.parts, values, strict=True))} is")
         rate = step * self.loader.layout.n_crystals / per_epoch / max(self.count.seconds, 1e-9)
         self.logbook.write(
             {
@@ -201,6 +190,12 @@ class Trainer:
                 "seconds": round(self.count.seconds, 2),
                 "eta_s": round(self.count.seconds / step * (self.total_steps - step)),
             }
+        )
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} not finite at step {self.count.step}",
+            f"the last good checkpoint is {self.store.out / STATE}; try a smaller --lr",
         )
 
     def _weighted(self, values: list[float]) -> float:
@@ -220,13 +215,19 @@ class Trainer:
         if (epoch + 1) % self.config.validate_every == 0 or last:
             value = record["train_loss"]
             if self.val_loader is not None:
-                parts = self.validate()
+                parts = validation_loss(
+                    self.model,
+                    self.val_loader,
+                    average=self.average,
+                    autocast=self.autocast,
+                    processes=self.processes,
+                )
                 value = record["val_loss"] = self._weighted(parts)
                 names = zip(self.parts, parts, strict=True)
                 record |= {f"val_{name}": part for name, part in names}
             if value < self.count.best:
                 self.count.best, self.count.stale = value, 0
-                self.write_weights(BEST, record)
+                self.store.write_weights(BEST, self.count, record)
             else:
                 self.count.stale += 1
                 if self.config.schedule == "plateau" and self.count.stale > self.config.patience:
@@ -234,86 +235,61 @@ class Trainer:
                     self.count.stale = 0
         self.logbook.write(record)
 
-    @torch.no_grad()
-    def validate(self) -> list[float]:
-        """Loss parts on the validation crystals, with the averaged weights and fixed noise."""
-        assert self.val_loader is not None
-        (batch,) = list(self.val_loader.epoch(0))[:1]
-        rows = self.model.loss_rows(batch.n_crystals, batch.n_atoms)
-        parts = torch.zeros(len(self.parts), dtype=torch.float64, device=self.device)
-        with self._averaged(), self.autocast:
-            for chunk in batch.chunks:
-                stream = (_VALIDATION_STREAM + chunk.place).to(self.device)
-                terms = self.model.loss(chunk.crystals, NoiseSource(0, stream))
-                parts += torch.stack([terms[p].total.double() / rows[p] for p in self.parts])
-        values: list[float] = self.processes.sum(parts).tolist()
-        return values
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the live ones."""
-        if self.average is None:
-            yield
-            return
-        self.average.swap()
-        try:
-            yield
-        finally:
-            self.average.swap()
-
-    def _healthy(self) -> bool:
-        """Whether all weights are finite; a finite loss may have a gradient that is not."""
-        return all(bool(p.isfinite().all()) for p in self.model.parameters())
-
-    def write_weights(self, name: str, facts: Mapping[str, Any]) -> None:
-        """The averaged weights as a file that ``load_model`` reads."""
-        if self.processes.rank or not self._healthy():
-            return
-        state = self.average.state() if self.average else dict(self.model.named_parameters())
-        header = {
-            "kind": "weights",
-            **describe(self.model, self.family),
-            "training": {**asdict(self.config), **facts, "seconds": round(self.count.seconds)},
-        }
-        write_file(self.out / name, header, {k: v.detach().cpu() for k, v in state.items()})
-
-    def save(self, sums: Tensor) -> None:
-        """Everything a resumed run needs, and the current averaged weights."""
+    def save(self, sums: Tensor) -> bool:
+        """Write a checkpoint, unless a bad step just happened: then the last one stays."""
         window, epoch = sums.tolist()
-        if not (all(map(math.isfinite, window)) and self._healthy()):
-            return  # a bad step just happened: the next log stops the run, the last file stays
+        if not (all(map(math.isfinite, window)) and self.store.healthy()):
+            return False
         self.count.window_loss, self.count.epoch_loss = window, epoch
-        if self.processes.rank:
-            return
-        header = {
-            "kind": "training state",
-            **describe(self.model, self.family),
-            "training": asdict(self.config),
-            "counters": asdict(self.count),
-            "n_crystals": self.loader.layout.n_crystals,
-        }
-        tensors = pack(self.model, self.average, self.optimizer)
-        write_file(self.out / STATE, header, tensors)
-        self.write_weights(LATEST, {"step": self.count.step})
+        self.store.save(self.count)
+        return True
 
     def resume(self) -> None:
-        """Continue from the state in ``out``; raises ``InputError`` when it is of another run."""
-        header, tensors = read_file(self.out / STATE)
-        mine = {**describe(self.model, self.family), "n_crystals": self.loader.layout.n_crystals}
-        for key in FIXED:
-            mine[f"train.{key}"] = getattr(self.config, key)
-            header[f"train.{key}"] = header["training"].get(key)
-        for key, value in mine.items():
-            if header.get(key) != value:
-                raise InputError(
-                    f"the run in {self.out} has another {key}",
-                    "resume with the same --data, --model and settings, or choose another --out",
-                )
-        self.count = Counters(**header["counters"])
-        unpack(tensors, self.model, self.average, self.optimizer)
+        """Continue from the state on disk; raises ``InputError`` when it is of another run."""
+        self.count = self.store.resume()
         self.logbook.truncate(self.count.step)
 
     def _restore_sums(self) -> Tensor:
         """(2, P) float64: loss parts since the last log, and since the epoch began."""
         values = [self.count.window_loss, self.count.epoch_loss]
         return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+
+def _loaders(
+    train: Crystals,
+    val: Crystals | None,
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes,
+) -> tuple[Loader, Loader | None]:
+    """Batches to train on, and one batch of validation crystals, this process's share of each."""
+    share = partial(
+        Loader,
+        chunk_cost=config.chunk_edges or edges_at_once(device),
+        device=device,
+        rank=processes.rank,
+        world=processes.world,
+    )
+    loader = share(train, batch_size=config.batch_size, seed=config.seed)
+    if val is None:
+        return loader, None
+    return loader, share(val, batch_size=min(len(val), config.validate_on), seed=0)
+
+
+def _optimizer(
+    model: nn.Module, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        model.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=device.type != "cpu" or None,
+    )
+
+
+def _clip_gradients(model: nn.Module, config: TrainConfig) -> None:
+    if config.clip_value:
+        nn.utils.clip_grad_value_(model.parameters(), config.clip_value)
+    if config.clip_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)

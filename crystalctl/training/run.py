@@ -18,9 +18,10 @@ from crystalctl.errors import DataError, InputError
 from crystalctl.models import FAMILIES
 from crystalctl.models.device import pick_device
 from crystalctl.training.logbook import Logbook, Progress
-from crystalctl.training.loop import BEST, LATEST, STATE, Trainer
+from crystalctl.training.loop import Trainer
 from crystalctl.training.parallel import processes
 from crystalctl.training.settings import RECIPES, TrainConfig, check
+from crystalctl.training.store import BEST, LATEST, STATE
 
 
 @dataclass(frozen=True)

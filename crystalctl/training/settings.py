@@ -65,7 +65,26 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
 }
 
-POSITIVE = ("epochs", "batch_size", "lr", "validate_every")
+_INF = math.inf
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, _INF),
+    "batch_size": (1, _INF),
+    "lr": (1e-12, 10),
+    "lr_min": (0, 10),
+    "weight_decay": (0, _INF),
+    "patience": (0, _INF),
+    "warmup_steps": (0, _INF),
+    "clip_value": (0, _INF),
+    "clip_norm": (0, _INF),
+    "ema": (0, 0.999999),
+    "seed": (0, 2**31),
+    "chunk_edges": (0, _INF),
+    "max_atoms": (0, _INF),
+    "validate_every": (1, _INF),
+    "validate_on": (1, _INF),
+    "save_minutes": (0, _INF),
+}
+"""Smallest and largest value of each number; NaN is in no range."""
 
 
 def check(config: TrainConfig) -> None:
@@ -74,9 +93,12 @@ def check(config: TrainConfig) -> None:
         value = getattr(config, key)
         if value not in allowed:
             raise InputError(f"train.{key} = {value!r}", f"use one of: {', '.join(allowed)}")
-    for key in POSITIVE:
-        if not 0 < getattr(config, key) < math.inf:
-            raise InputError(f"train.{key} = {getattr(config, key)} must be above 0 and finite")
+    for key, (low, high) in RANGES.items():
+        if not low <= getattr(config, key) <= high:
+            top = "" if high == _INF else f" and at most {high:g}"
+            raise InputError(
+                f"train.{key} = {getattr(config, key)}", f"it must be at least {low:g}{top}"
+            )
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, factor: float) -> float:

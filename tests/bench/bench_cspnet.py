@@ -70,9 +70,8 @@ def main() -> None:
             with torch.set_grad_enabled(step == "training"):
                 s = best_of(runs, options.repeats)
             ratio = s["plain"] / s["fast"]
-            print(
-                f"{n:5d} {len(counts):9d}  {step:9s} {s['plain']:8.3f} {s['fast']:8.3f} {ratio:7.2f}"
-            )
+            seconds = f"{s['plain']:8.3f} {s['fast']:8.3f} {ratio:7.2f}"
+            print(f"{n:5d} {len(counts):9d}  {step:9s} {seconds}")
 
 
 if __name__ == "__main__":
