@@ -112,7 +112,7 @@ class Trainer:
         sums = self._restore_sums()
         if self.count.step == 0:
             self.store.save(self.count)
-        with stop_signals(self._ask_stop):
+        with stop_signals(partial(setattr, self, "stop_asked", True)):
             for epoch, batch in self._batches():
                 sums += self._train_step(batch)
                 self.count.step += 1
@@ -136,9 +136,6 @@ class Trainer:
         if not self.save(sums):
             raise self._not_finite("the weights are")
         return outcome
-
-    def _ask_stop(self) -> None:
-        self.stop_asked = True
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """(epoch, batch) from the current step to the end."""

@@ -206,7 +206,7 @@ def test_learning_rate_falls_like_a_cosine_after_warm_up(data, tmp_path, monkeyp
 def test_plateau_lowers_the_rate_when_validation_stalls(data, tmp_path, monkeypatch):
     values = iter([1.0, 2.0, 3.0, 0.5, 4.0, 5.0])
     monkeypatch.setattr(
-        "crystalctl.training.loop.validation_loss", lambda *arguments: [next(values), 0.0]
+        "crystalctl.training.loop.validation_loss", lambda *_, **__: [next(values), 0.0]
     )
     change = {"schedule": "plateau", "patience": 1, "lr": 1e-3, "lr_min": 0.0, "epochs": 6}
     train("diffcsp", data=data, out=tmp_path / "run", settings=settings(**change, warmup_steps=0))
