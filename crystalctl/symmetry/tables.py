@@ -87,7 +87,8 @@ def read_tables(path: Path) -> Tables:
     try:
         with safe_open(path, framework="np") as handle:
             header = json.loads((handle.metadata() or {}).get("crystalctl", "{}"))
-            raw = {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118
+            names = list(handle.keys())
+            raw = {name: np.asarray(handle.get_tensor(name)) for name in names}
     except (SafetensorError, ValueError, OSError) as error:
         raise CrystalctlError(f"the symmetry tables cannot be read ({error})", hint) from error
     if header.get("kind") != "symmetry" or header.get("version") != FORMAT_VERSION:
