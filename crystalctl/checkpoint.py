@@ -111,12 +111,14 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write in one step: whoever reads sees the old file or the whole new one."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     text = json.dumps({"version": FORMAT_VERSION, **header})
+    content = save({k: v.contiguous() for k, v in tensors.items()}, {"crystalctl": text})
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"crystalctl": text})
+        # Not save_file: it makes files that only their owner may read.
+        part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

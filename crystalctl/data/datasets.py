@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from crystalctl.crystal.batch import Crystals, Layout, atom_rows
@@ -80,12 +80,12 @@ class Dataset:
         header = {"kind": "dataset", "version": FORMAT_VERSION, **self.meta}
         path = Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        content = save(
+            {k: v.contiguous() for k, v in tensors.items()}, {"crystalctl": json.dumps(header)}
+        )
         try:
-            save_file(
-                {k: v.contiguous() for k, v in tensors.items()},
-                part,
-                metadata={"crystalctl": json.dumps(header)},
-            )
+            # Not save_file: it makes files that only their owner may read.
+            part.write_bytes(content)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""The shipped weights know the textbook structures."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from crystalctl import predict
+from crystalctl.checkpoint import available, load_model, weights_dir
+
+ROCK_SALT = Structure.from_spacegroup(
+    "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+)
+PEROVSKITE = Structure.from_spacegroup(
+    "Pm-3m",
+    Lattice.cubic(3.905),
+    ["Sr", "Ti", "O"],
+    [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]],
+)
+
+
+@pytest.mark.parametrize(
+    ("formula", "known"), [("NaCl", ROCK_SALT), ("SrTiO3", PEROVSKITE)], ids=["NaCl", "SrTiO3"]
+)
+def test_predict_finds_the_known_structure(formula: str, known: Structure) -> None:
+    result = predict(formula, n=20, seed=0)
+    found = [c.rank for c in result.candidates if StructureMatcher().fit(c.structure, known)]
+    assert found, [c.symmetric.symbol for c in result.candidates]
+
+
+def test_index_names_every_file_with_its_hash() -> None:
+    rows = available()
+    assert {row["file"] for row in rows} == {p.name for p in weights_dir().glob("*.safetensors")}
+    for row in rows:
+        path = weights_dir() / row["file"]
+        assert sha256(path.read_bytes()).hexdigest() == row["sha256"]
+        assert path.stat().st_size < 16 * 2**20
+        assert load_model(row["name"], task=row["task"]).meta["family"] == row["family"]
+
+
+def test_weights_readme_has_the_numbers_of_the_index() -> None:
+    text = (weights_dir() / "README.md").read_text()
+    rows = tomllib.loads((weights_dir() / "index.toml").read_text())["weights"]
+    for row in rows:
+        assert row["name"] in text
+        assert row["sha256"][:16] in text
+        for values in row.get("measured", {}).values():
+            assert str(values) in text, (row["name"], values)
+
+
+def test_a_killed_run_continues_to_the_same_files(shell, tmp_path: Path) -> None:
+    whole = shell("crystalctl predict --formula SrTiO3 --n 4 --steps 4 --out whole --json")
+    rows = json.loads(whole.stdout)["structures"]
+    again = shell("crystalctl predict --formula SrTiO3 --n 4 --steps 4 --out whole --resume --json")
+    assert json.loads(again.stdout)["structures"] == rows
+    assert {p.name for p in (tmp_path / "whole").glob("*.cif")} == {row["file"] for row in rows}
