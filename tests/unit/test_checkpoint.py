@@ -156,11 +156,12 @@ def test_weights_are_no_dataset(good):
 def test_an_interrupted_write_leaves_the_old_file(good, monkeypatch):
     before = good.read_bytes()
 
-    def fails(*args: Any, **kwargs: Any) -> None:
-        Path(args[1]).write_bytes(b"half")
+    def fails(path: Path, content: bytes) -> None:
+        with path.open("wb") as handle:
+            handle.write(content[:10])
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fails)
+    monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(OSError, match="disk full"):
         write_file(good, {"kind": "weights"}, {"a": torch.zeros(1)})
     assert good.read_bytes() == before
