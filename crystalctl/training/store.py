@@ -74,6 +74,8 @@ class Store:
         """Load the state; raises ``InputError`` when it is of another run."""
         header, tensors = read_file(self.out / STATE)
         settings = header.get("training", {})
+        # A state written before a setting existed has nothing to compare it with.
+        header["config"] = {**self.identity["config"], **header.get("config", {})}
         different = [key for key, value in self.identity.items() if header.get(key) != value]
         different += [
             f"train.{key}" for key in FIXED if settings.get(key) != getattr(self.config, key)
