@@ -31,6 +31,11 @@ MIN_SPACING = 0.2
 """Smallest distance between opposite faces of the reduced cell accepted, Å."""
 MIN_DISTANCE = 0.1
 """Two atoms nearer than this (Å) are one atom written twice; anything further apart is kept."""
+MAX_LENGTH = 10_000.0
+"""Longest cell edge accepted, Å; beyond it single precision overflows in training."""
+MAX_FRAC = 1e6
+"""Largest fractional coordinate accepted; beyond it the place within the cell is rounded away."""
+_PAIRS_AT_ONCE = 1 << 20
 
 
 NIGGLI_TOLERANCES = (1e-4, 1e-5, 1e-3, 1e-6)
@@ -97,7 +102,9 @@ def prepare_chunk(rows: Sequence[RawRow], options: Options) -> Chunk:
             try:
                 entry = parse_row(raw)
                 cell = standard_cell(entry, options)
-            except RowError as error:
+            except Exception as error:  # numerical libraries raise anything on strange cells
+                if not isinstance(error, RowError):
+                    error = RowError("the cell cannot be standardised", repr(error)[:200])
                 name = entry.id if entry is not None else row_id(raw)
                 rejected.append(_rejection(raw, name, error))
                 continue
@@ -242,6 +249,8 @@ def _check_numbers(lattice: Array, frac: Array, numbers: NDArray[np.int64]) -> N
         raise RowError("no atoms")
     if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
         raise RowError("numbers that are not finite")
+    if np.abs(lattice).max() > MAX_LENGTH or np.abs(frac).max() > MAX_FRAC:
+        raise RowError("numbers out of range", f"over {MAX_LENGTH:g} Å or {MAX_FRAC:g} cells")
     if numbers.min() < 1 or numbers.max() > 100:
         raise RowError("unknown element", f"atomic numbers {sorted({*numbers.tolist()})}")
     volume = abs(float(np.linalg.det(lattice)))
@@ -258,10 +267,14 @@ def _check_geometry(lattice: Array, frac: Array) -> None:
         return
     # Faces are at least 0.2 Å apart, so a vector shorter than 0.1 Å has every component within half
     # a cell and rounding finds it exactly; no search over images is needed.
-    difference = frac[:, None] - frac[None]
-    difference -= np.round(difference)
-    square = ((difference @ lattice) ** 2).sum(-1)
-    np.fill_diagonal(square, np.inf)
-    nearest = float(np.sqrt(square.min()))
+    nearest = np.inf
+    rows = max(1, _PAIRS_AT_ONCE // len(frac))
+    for start in range(0, len(frac), rows):
+        difference = frac[start : start + rows, None] - frac[None]
+        difference -= np.round(difference)
+        square = ((difference @ lattice) ** 2).sum(-1)
+        own = np.arange(len(square))
+        square[own, start + own] = np.inf
+        nearest = min(nearest, float(np.sqrt(square.min())))
     if nearest < MIN_DISTANCE:
         raise RowError("overlapping atoms", f"{nearest:.3f} Å apart")

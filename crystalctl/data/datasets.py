@@ -63,7 +63,7 @@ class Dataset:
 
     def save(self, path: Path | str) -> None:
         """Write the file in one step: a reader sees the old file or the new one, never half."""
-        blob = [text.encode() for text in self.ids]
+        blob = [text.encode(errors="replace") for text in self.ids]
         tensors = {
             "n_atoms": self.crystals.layout.n_atoms.to(torch.int32),
             "lattice": self.crystals.lattice.float(),

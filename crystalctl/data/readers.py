@@ -9,6 +9,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,8 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".json": "json",
 }
+
+_PEEK = 8192
 
 
 def read_rows(sources: Sequence[Path | str]) -> Iterator[RawRow]:
@@ -85,6 +88,8 @@ def _read_file(path: Path, source: Path) -> Iterator[RawRow]:
     split = SPLIT_NAMES.get(stem.lower(), "")
     try:
         with _open(path) as text:
+            if b"\0" in text.buffer.peek(_PEEK):  # type: ignore[attr-defined]
+                raise DataError(f"{path} is not a text file in UTF-8", f"kinds: {SUPPORTED}")
             for number, (row_kind, payload, name) in enumerate(_PARTS[kind](text, path), start=1):
                 yield RawRow(
                     row_kind, payload, str(path), number, name or f"{stem}-{number}", split
@@ -93,24 +98,23 @@ def _read_file(path: Path, source: Path) -> Iterator[RawRow]:
         raise DataError(
             f"{path} is damaged or cut short ({error})", "get the file again, or repack it"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file ({error})", f"kinds: {SUPPORTED}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error})") from error
 
 
 def _open(path: Path) -> TextIO:
-    # A byte order mark would hide the first column's name or the first brace.
+    # A byte order mark would hide the first column's name or the first brace. One author's name in
+    # Latin-1 must not cost the other rows.
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+    return path.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _sniff_content(path: Path) -> str | None:
     try:
         with _open(path) as text:
             head = text.read(65536)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
+    except (OSError, EOFError, zlib.error):
         return None
     lines = [line.strip() for line in head.splitlines() if line.strip()]
     if not lines:
@@ -151,7 +155,7 @@ def _json_parts(text: TextIO, path: Path) -> Iterator[Part]:
     content = text.read()
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if _is_object(content.lstrip().split("\n", 1)[0]):
             yield from (("json", line, "") for line in content.splitlines() if line.strip())
             return
@@ -177,7 +181,7 @@ def _json_parts(text: TextIO, path: Path) -> Iterator[Part]:
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -191,17 +195,14 @@ def _extxyz_parts(text: TextIO, path: Path) -> Iterator[Part]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        if not line.strip().isdigit():
+        if not line.strip().isdecimal():
             # The frame borders are lost from here on, so nothing after can be trusted.
             raise DataError(
                 f"{path}: frame {number} should begin with a number of atoms, "
                 f"found {line.strip()[:40]!r}",
                 "cut the file before that line, or write it again",
             )
-        frame = [line]
-        for _ in range(int(line) + 1):
-            frame.append(next(lines, ""))
-        yield "extxyz", "".join(frame), ""
+        yield "extxyz", "".join([line, *islice(lines, int(line) + 1)]), ""
 
 
 _PARTS = {

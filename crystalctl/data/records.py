@@ -95,7 +95,7 @@ def row_id(raw: RawRow) -> str:
             payload = json.loads(payload)
         if isinstance(payload, Mapping):
             return _first(payload, ID_KEYS) or raw.id
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return raw.id
 
@@ -224,6 +224,10 @@ def _parse_extxyz(text: str) -> Entry:
     """One frame of an extended XYZ file."""
     from ase.io import read
 
+    lines = text.splitlines()
+    if len(lines) < int(lines[0]) + 2:
+        # ASE would first make room for as many atoms as the line promises.
+        raise ValueError(f"frame cut short: {int(lines[0])} atoms, {len(lines)} lines")
     atoms = read(StringIO(text), format="extxyz")
     if not atoms.pbc.all() or atoms.cell.rank < 3:
         raise RowError("not periodic", "the frame has no lattice in three directions")

@@ -17,11 +17,12 @@ from pymatgen.core import Lattice, Structure
 
 from crystalctl.crystal.convert import to_structures
 from crystalctl.crystal.lattice import from_parameters
+from crystalctl.data import cells
 from crystalctl.data import prepare as prepare_module
 from crystalctl.data.cells import Options, niggli, standard_cell, symmetry
 from crystalctl.data.datasets import Dataset
 from crystalctl.data.prepare import prepare
-from crystalctl.data.records import Entry, lattice_matrix
+from crystalctl.data.records import Entry, RawRow, RowError, lattice_matrix
 from crystalctl.data.summary import describe
 from crystalctl.errors import DataError
 
@@ -52,6 +53,9 @@ BAD_ROWS = [
     ("overlapping atoms", row(frac=[[0, 0, 0], [0.999, 0, 0]])),
     ("no atoms", row(species=[], frac=[])),
     ("not a structure", "[1, 2]"),
+    ("the json row cannot be read", "[" * 100_000),
+    ("numbers out of range", row(frac=[[0, 0, 0], [1e308, 1e308, 1e308]])),
+    ("numbers out of range", row(lattice=[1e30, 1e30, 1e30, 90, 90, 90])),
 ]
 
 
@@ -242,3 +246,29 @@ def test_saved_file_reads_back_and_describes_itself(tmp_path: Path) -> None:
 def test_workers_start_without_torch() -> None:
     code = "import sys, crystalctl.data.cells; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_large_cell_is_checked_a_part_at_a_time() -> None:
+    lattice = np.eye(3) * 100.0
+    grid = np.arange(12) / 12
+    frac = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
+    cells._check_geometry(lattice, frac)
+    # The last atom, in the last part, on top of the first but for a lattice vector.
+    frac[-1] = frac[0] + 1 - 1e-5
+    with pytest.raises(RowError, match="overlapping atoms"):
+        cells._check_geometry(lattice, frac)
+
+
+def test_an_unforeseen_error_in_a_cell_is_a_rejected_row(tmp_path: Path, monkeypatch) -> None:
+    def fail(*args: Any) -> None:
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(cells, "niggli", fail)
+    chunk = cells.prepare_chunk([RawRow("json", row(), "x.jsonl", 1)], Options())
+    assert [item["reason"] for item in chunk.rejected] == ["the cell cannot be standardised"]
+
+
+def test_an_id_that_cannot_be_encoded_does_not_lose_the_dataset(tmp_path: Path) -> None:
+    dataset = prepare([source(tmp_path, [row(id="\ud800x"), row(id="fine")])])
+    dataset.save(tmp_path / "set.safetensors")
+    assert Dataset.load(tmp_path / "set.safetensors").ids == ["?x", "fine"]

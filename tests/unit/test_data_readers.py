@@ -220,3 +220,35 @@ def test_symbols() -> None:
     for bad in ("Xx", "X", "fe", "Lr", 0, 101, ""):
         with pytest.raises(RowError, match="unknown element"):
             atomic_number(bad)
+
+
+def test_a_frame_that_promises_too_many_atoms_is_one_rejected_row(tmp_path: Path) -> None:
+    path = tmp_path / "set.extxyz"
+    whole = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3\nFe 0 0 0\n'
+    path.write_text(whole + whole.replace("1", "99999999999", 1))
+    dataset = prepare([path])
+    assert len(dataset) == 1
+    assert "frame cut short" in dataset.meta["rejected"][0]["detail"]
+
+
+def test_a_frame_must_begin_with_plain_digits(tmp_path: Path) -> None:
+    path = tmp_path / "set.extxyz"
+    path.write_text("²\ncomment\n")
+    with pytest.raises(DataError, match="should begin with a number"):
+        list(read_rows([path]))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_that_is_not_utf8_costs_no_row(tmp_path: Path, suffix: str) -> None:
+    cif = perovskite().to(fmt="cif").encode()
+    content = b'material_id,cif\na,"# \xc5ngstr\xf6m\n' + cif + b'"\nb,"' + cif + b'"\n'
+    path = tmp_path / f"set.csv{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert prepare([path]).ids == ["a", "b"]
+
+
+def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not valid JSON"):
+        list(read_rows([path]))
