@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ from crystalctl.data.datasets import SPLITS, Dataset
 from crystalctl.data.readers import read_rows
 from crystalctl.data.records import RawRow
 from crystalctl.data.summary import count_reasons
-from crystalctl.errors import CrystalctlError, DataError
+from crystalctl.errors import DataError
+from crystalctl.symmetry.workers import worker_pool
 
 CHUNK = 64
 """Rows handed to a worker at a time."""
@@ -68,10 +66,7 @@ def _serial(
 def _parallel(
     chunks: Sequence[Sequence[RawRow]], options: Options, jobs: int
 ) -> Iterator[tuple[int, Chunk]]:
-    # Forking a process that holds torch's threads can hang, so workers start afresh.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
-    try:
+    with worker_pool(jobs) as pool:
         waiting: dict[Future[Chunk], int] = {}
         queue = iter(enumerate(chunks))
         while True:
@@ -83,18 +78,6 @@ def _parallel(
             ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in ready:
                 yield waiting.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise CrystalctlError(
-            "a worker process ended unexpectedly (out of memory, or killed)",
-            "run again with fewer processes: --jobs 1",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle; otherwise every worker prints its own traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collect(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +14,9 @@ from torch import Tensor
 from crystalctl.crystal.batch import Crystals
 from crystalctl.crystal.lattice import standard_orientation
 from crystalctl.crystal.orbits import Orbits
-from crystalctl.errors import CrystalctlError
 from crystalctl.symmetry.standard import LADDER_ANG, Standard, Structure, standardise_all
 from crystalctl.symmetry.tables import Floats, Ints
+from crystalctl.symmetry.workers import worker_pool
 from crystalctl.symmetry.wyckoff import orbits_of
 
 CHUNK = 64
@@ -99,26 +95,9 @@ def _serial(
 def _parallel(
     structures: Sequence[Structure], ladder: Sequence[float], jobs: int
 ) -> Iterator[list[Standard | str]]:
-    # Forking a process that holds torch's threads can hang, so workers start afresh.
-    context = multiprocessing.get_context("spawn")
     chunks = _chunks(structures)
-    pool = ProcessPoolExecutor(
-        min(jobs, len(chunks)), mp_context=context, initializer=_start_worker
-    )
-    try:
+    with worker_pool(min(jobs, len(chunks))) as pool:
         yield from pool.map(standardise_all, chunks, [ladder] * len(chunks))
-    except BrokenProcessPool as error:
-        raise CrystalctlError(
-            "a worker process ended unexpectedly (out of memory, or killed)",
-            "run again with fewer processes: --jobs 1",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle; otherwise every worker prints its own traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _pack(
