@@ -77,7 +77,8 @@ def fake_checkpoint(model: FakeModel) -> ModuleType:
     def load_model(name, *, task, family=None, device="cpu"):
         if name == "broken.safetensors":
             raise WeightsError("broken.safetensors is not a weights file", "see crystalctl models")
-        meta = {"family": "diffcsp", "task": task, "statistics": STATISTICS}
+        config = {"task": task, "n_steps": 1000}
+        meta = {"family": "diffcsp", "task": task, "config": config, "statistics": STATISTICS}
         return SimpleNamespace(model=model, meta=meta, sha256=f"sha-of-{name}", name=name)
 
     module.load_model = load_model
