@@ -258,6 +258,7 @@ def _run(
         "weights_sha256": loaded.sha256,
         "family": loaded.meta["family"],
         "device": device.type,
+        "formats": parse_formats(",".join(options.formats)),
     }
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)

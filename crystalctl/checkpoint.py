@@ -10,6 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,10 +72,11 @@ def resolve(name_or_path: str) -> Path:
         if row["name"] == name_or_path:
             return weights_dir() / str(row["file"])
     path = Path(name_or_path)
-    if path.is_dir() and (path / "best.safetensors").is_file():
-        return path / "best.safetensors"
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name too long to be one of a file
+        if path.is_dir() and (path / "best.safetensors").is_file():
+            return path / "best.safetensors"
+        if path.is_file():
+            return path
     names = ", ".join(row["name"] for row in available()) or "none"
     raise WeightsError(
         f"no weights called {name_or_path}: no such file and no such name", f"shipped: {names}"

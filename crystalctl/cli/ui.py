@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,8 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Machine-readable result on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=1, ensure_ascii=ascii_only))
 
 
 @contextmanager

@@ -32,6 +32,7 @@ _STOP_AS_DOT = re.compile(r"([A-Za-z)\]}](?:[1-9]\d*)?)\.(?=(?:[1-9]\d*)?(?:H2O|
 _TOKEN = re.compile(r"[A-Z][a-z]*|\d*\.\d+|\d+\.?|[()\[\]{}]|.")
 _EXAMPLES = "write it like SrTiO3, Ca3(PO4)2 or CaSO4·2H2O"
 _MAX_AMOUNT = 10_000
+_MAX_LENGTH = 500
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def parse_formula(text: str) -> Formula:
     clean = re.sub(r"\s+", "", text).translate(_SUBSCRIPTS)
     if not clean:
         raise InputError("the formula is empty", _EXAMPLES)
+    if len(clean) > _MAX_LENGTH:
+        raise InputError(f"'{clean[:40]}...' has {len(clean)} characters", _EXAMPLES)
     if re.search(r"[+^−–⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]|-", clean):
         raise InputError(
             f"'{text}' has a charge or an open amount (a + or - sign or a superscript)",

@@ -59,12 +59,15 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
     Raises ``InputError``. Nothing is created.
     """
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder ({error.strerror})") from error
     if not existing.is_dir():
         raise InputError(f"{existing} is a file, not a folder", "choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to {existing}", "choose another --out")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or set(folder.iterdir()) == set(_torn(folder)):
         return
     if not resume:
         hint = (
@@ -104,9 +107,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not run.finished:
-                run.partial.mkdir(exist_ok=True)
                 run.manifest["sessions"] = run.manifest.get("sessions", 0) + 1
                 run._save()
+                run.partial.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"cannot write to {path} ({error.strerror})", "choose another --out"
@@ -170,6 +173,8 @@ class RunFolder:
         self.manifest["finished"] = _now()
         self._save()
         shutil.rmtree(self.partial, ignore_errors=True)
+        for file in _torn(self.path):
+            file.unlink(missing_ok=True)
 
     def interrupted(self) -> None:
         """Note the time spent by a session that was stopped."""
@@ -199,6 +204,11 @@ def versions() -> dict[str, str]:
 def file_safe(text: str) -> str:
     """The text with everything but letters, digits and ``-_+.`` replaced by ``-``."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_+.") else "-" for c in text)
+
+
+def _torn(folder: Path) -> list[Path]:
+    """What a process killed in the middle of ``write_atomic`` left behind."""
+    return list(folder.glob(".*.part"))
 
 
 def _new_manifest(request: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

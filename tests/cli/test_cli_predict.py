@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -210,6 +211,7 @@ REFUSED = {
     "no samples": (["-f", "NaCl", "--n", "0"], "--n is 0"),
     "negative": (["-f", "NaCl", "--n", "-3"], "--n is -3"),
     "steps": (["-f", "NaCl", "--steps", "0"], "--steps is 0"),
+    "too many steps": (["-f", "NaCl", "--steps", "1001"], "have 1000 time steps"),
     "seed": (["-f", "NaCl", "--seed", "-1"], "--seed is -1"),
     "too large": (["-f", "Ca3(PO4)2", "--z", "2"], "26 atoms, the weights know up to 24"),
     "far too large": (["-f", "K4Fe(CN)6(H2O)9"], "the weights know up to 24"),
@@ -299,3 +301,24 @@ def test_help_and_bad_formula_are_fast() -> None:
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_resuming_with_another_format_is_refused(run_cli) -> None:
+    assert run_cli("predict", "-f", "NaCl", "--n", "2", "--out", "run").code == 0
+    again = ("predict", "-f", "NaCl", "--n", "2", "--out", "run", "--resume")
+    assert run_cli(*again).code == 0
+    done = run_cli(*again, "--format", "poscar")
+    assert done.code == 2
+    assert 'formats was ["cif"], now ["poscar"]' in done.err
+
+
+@pytest.mark.usefixtures("fake_model")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_terminal_without_greek_letters(options: list[str], run_cli, monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    done = run_cli("predict", "-f", "NaCl", "--n", "2", "--out", "run", *options)
+    assert (done.code, done.err) == (0, "")
+    terminal.flush()
+    assert b"NaCl" in terminal.buffer.getvalue()  # type: ignore[attr-defined]

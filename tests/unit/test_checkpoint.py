@@ -166,3 +166,8 @@ def test_an_interrupted_write_leaves_the_old_file(good, monkeypatch):
         write_file(good, {"kind": "weights"}, {"a": torch.zeros(1)})
     assert good.read_bytes() == before
     assert [p.name for p in good.parent.iterdir()] == [good.name]
+
+
+def test_a_name_too_long_for_a_file_is_no_weights():
+    with pytest.raises(WeightsError, match="no such file and no such name"):
+        resolve("a" * 300)

@@ -129,3 +129,8 @@ def test_round_trip(counts: dict[int, int]) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(InputError):
         assert parse_formula(text).counts
+
+
+def test_a_formula_of_thousands_of_brackets_is_refused() -> None:
+    with pytest.raises(InputError, match="has 3000 characters"):
+        parse_formula("(" * 3000)

@@ -96,3 +96,28 @@ def test_default_folder(tmp_path: Path, monkeypatch) -> None:
     assert default_folder("NaCl") == Path("runs/NaCl-4")
     assert default_folder("NaCl", REQUEST) == Path("runs/NaCl-2")
     assert default_folder("NaCl", {**REQUEST, "n": 5}) == Path("runs/NaCl-4")
+
+
+def test_a_run_killed_while_writing_its_first_file_can_be_repeated(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".manifest.json.12.part").write_text('{"sta')
+    check_folder(folder, resume=True)
+    run = RunFolder.open(folder, REQUEST, facts={}, resume=False)
+    run.finish({})
+    assert {p.name for p in folder.iterdir()} == {"manifest.json"}
+
+
+def test_the_manifest_is_there_before_anything_else(tmp_path: Path, monkeypatch) -> None:
+    def killed(path: Path, content: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crystalctl.io.results.write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder.open(tmp_path / "run", REQUEST, facts={}, resume=False)
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_name_too_long_for_a_folder() -> None:
+    with pytest.raises(InputError, match="too long"):
+        check_folder(Path("a" * 300), resume=False)
