@@ -105,16 +105,21 @@ def _settings(
 
 
 def _crystals(data: Path, val: Path | None, max_atoms: int) -> tuple[Crystals, Crystals | None]:
-    """Training and validation crystals: two files, or the split of one."""
+    """Training and validation crystals: two files, or the split of one.
+
+    Rows marked val or test are trained on only where a file holds nothing else.
+    """
     dataset = _capped(Dataset.load(data), max_atoms, data)
-    if val is not None:
-        return dataset.crystals, _capped(Dataset.load(val), max_atoms, val).crystals
-    is_train = dataset.split == SPLITS.index("train")
     is_val = dataset.split == SPLITS.index("val")
-    if not is_train.any():
-        return dataset.crystals, None
-    held_out = dataset.select(is_val).crystals if is_val.any() else None
-    return dataset.select(is_train).crystals, held_out
+    is_train = ~(is_val | (dataset.split == SPLITS.index("test")))
+    trained = dataset.select(is_train) if is_train.any() else dataset
+    if val is not None:
+        other = _capped(Dataset.load(val), max_atoms, val)
+        marked = other.split == SPLITS.index("val")
+        return trained.crystals, (other.select(marked) if marked.any() else other).crystals
+    if not (is_train.any() and is_val.any()):
+        return trained.crystals, None
+    return trained.crystals, dataset.select(is_val).crystals
 
 
 def _capped(dataset: Dataset, max_atoms: int, path: Path) -> Dataset:
