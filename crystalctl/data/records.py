@@ -31,6 +31,7 @@ SPLIT_NAMES = {
     "test": "test",
 }
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-"}
+_CIF_BLOCK = re.compile(r"^(?=data_)", re.MULTILINE | re.IGNORECASE)
 _SYMBOL = re.compile(r"([A-Z][a-z]?)[0-9]*[+-]?\Z")
 
 
@@ -201,11 +202,15 @@ def _parse_cif_file(path: str) -> Entry:
 
 
 def _parse_cif(text: str) -> Entry:
-    """The first structure of a CIF, as pymatgen reads it, all atoms of the cell, not reduced."""
+    """The structure of a CIF, as pymatgen reads it, all atoms of the cell, not reduced."""
     from pymatgen.io.cif import CifParser
 
+    # Journals add blocks (data_global) that hold no atoms; pymatgen takes them for broken ones.
+    blocks = [b for b in _CIF_BLOCK.split(text) if "_atom_site_fract_x" in b.lower()]
+    if len(blocks) > 1:
+        raise RowError("several structures in one CIF", f"{len(blocks)} blocks with atoms")
     try:
-        parser = CifParser(StringIO(text))
+        parser = CifParser(StringIO("".join(blocks) or text))
         structures = parser.parse_structures(primitive=False, on_error="raise")
     except Exception as error:
         raise RowError("CIF that cannot be read", _short(error)) from error

@@ -252,3 +252,19 @@ def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
     path.write_text("[" * 100_000)
     with pytest.raises(DataError, match="not valid JSON"):
         list(read_rows([path]))
+
+
+@pytest.mark.parametrize("journal_first", [True, False])
+def test_cif_blocks_without_atoms_do_not_matter(tmp_path: Path, journal_first: bool) -> None:
+    parts = ["data_global\n_journal_year 2001\n", perovskite().to(fmt="cif")]
+    path = tmp_path / "one.cif"
+    path.write_text("\n".join(parts if journal_first else reversed(parts)))
+    dataset = prepare([path])
+    assert dataset.crystals.layout.counts == [5]
+
+
+def test_a_second_structure_in_a_cif_is_not_lost_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "two.cif"
+    path.write_text(perovskite().to(fmt="cif") + "\n" + rock_salt().to(fmt="cif"))
+    with pytest.raises(DataError, match="several structures in one CIF"):
+        prepare([path])
