@@ -69,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        what = f"{error.strerror or error}{place}"
+        ui.show_error(CrystalctlError(what, "check the path, its permissions and the disk's space"))
+        sys.exit(1)
     except Exception as error:
         if "--debug" in given:
             raise

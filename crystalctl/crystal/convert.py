@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from crystalctl.crystal.batch import MAX_Z, Crystals, Layout
-from crystalctl.crystal.lattice import wrap
+from crystalctl.crystal.periodic import wrap
 from crystalctl.errors import DataError
 
 if TYPE_CHECKING:

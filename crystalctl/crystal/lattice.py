@@ -61,13 +61,6 @@ def standard_orientation(lattice: Tensor) -> Tensor:
     return from_parameters(to_parameters(lattice))
 
 
-def wrap(frac: Tensor) -> Tensor:
-    """Fractional coordinates into [0, 1), never 1.0 itself, whatever the dtype."""
-    wrapped = frac - torch.floor(frac)
-    # A tiny negative number rounds up to exactly 1.
-    return torch.where(wrapped >= 1.0, torch.zeros_like(wrapped), wrapped)
-
-
 def to_cartesian(frac: Tensor, lattice: Tensor) -> Tensor:
     """Fractional (A, 3) with the lattice of each atom (A, 3, 3) -> Cartesian (A, 3) in Å."""
     return torch.einsum("ai,aij->aj", frac, lattice)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from crystalctl.crystal.batch import Layout, atom_rows
-from crystalctl.crystal.lattice import wrap
+from crystalctl.crystal.periodic import wrap
 
 
 @dataclass(frozen=True)

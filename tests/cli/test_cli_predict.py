@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -322,3 +323,14 @@ def test_a_terminal_without_greek_letters(options: list[str], run_cli, monkeypat
     assert (done.code, done.err) == (0, "")
     terminal.flush()
     assert b"NaCl" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_is_no_programming_error(fake_model, run_cli, monkeypatch) -> None:
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fake_model, "sample", full)
+    done = run_cli("predict", "-f", "NaCl")
+    assert done.code == 1
+    assert "No space left on device" in done.err
+    assert "report" not in done.err

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from crystalctl.crystal import convert, lattice
+from crystalctl.crystal import convert, lattice, periodic
 from crystalctl.errors import DataError
 
 CELLS = [
@@ -58,7 +58,7 @@ def test_orientation_is_undone_and_coordinates_follow() -> None:
 
 
 def test_wrap_never_gives_one() -> None:
-    wrapped = lattice.wrap(torch.tensor([-1e-9, 1.0, -0.25, 2.5]))
+    wrapped = periodic.wrap(torch.tensor([-1e-9, 1.0, -0.25, 2.5]))
     assert wrapped.tolist() == [0.0, 0.0, 0.75, 0.5]
 
 
