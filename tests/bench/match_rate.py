@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("test", type=Path)
     parser.add_argument("--entries", type=int, default=0, help="first of a seeded shuffle, 0 = all")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first of the shuffle")
     parser.add_argument("--shuffle-seed", type=int, default=0)
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--steps", type=int)
@@ -136,19 +137,28 @@ def main() -> None:
     parser.add_argument("--edges", type=int, default=8192)
     parser.add_argument("--train", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rows", type=Path, help="also write the judgement of each entry here")
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", default=[], help="add entries judged before"
+    )
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     loaded = load_model(options.weights, task="predict", device=pick_device(options.device))
     test = Dataset.load(options.test).crystals
     if options.entries:
         generator = torch.Generator().manual_seed(options.shuffle_seed)
-        test = test.index(torch.randperm(len(test), generator=generator)[: options.entries])
+        order = torch.randperm(len(test), generator=generator)
+        test = test.index(order[options.skip : options.skip + options.entries])
     start = time.monotonic()
     guesses = draw(loaded.model, test, options.k, options)
     seconds = time.monotonic() - start
     jobs = list(zip(guesses, test.split(), twins_of(test, options.train), strict=True))
     with ProcessPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(judge, jobs, chunksize=4))
+    if options.rows:
+        options.rows.write_text(json.dumps(rows))
+    for path in options.merge:
+        rows += json.loads(path.read_text())
     steps = options.steps or loaded.model.config.sample_steps
     facts: dict[str, Any] = {"weights": options.weights, "sha256": loaded.sha256[:16]}
     facts |= {"steps": steps, "calls": 2 * steps, "seconds_per_sample": seconds}
