@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from crystalctl.data.statistics import Statistics
     from crystalctl.models import Family
 
+MAX_SAMPLES = 1_000_000
+"""Samples in one run (for each formula); they are planned in memory."""
 OnProgress = Callable[[str, int, int], None]
 """Called as ``on_progress(stage, done, total)`` with stage sampling, comparing or writing."""
 Planner = Callable[["Statistics"], list[Sample]]
@@ -216,6 +218,8 @@ _WORDS = {
 
 
 def _check_numbers(n: Any, options: Options) -> None:
+    if n > MAX_SAMPLES:
+        raise InputError(f"--n is {n}", f"allowed: up to {MAX_SAMPLES} in one run")
     whole = {"--n": n, "--steps": options.steps, "--batch-size": options.batch_size}
     for name, value in whole.items():
         if value is not None and value < 1:

@@ -64,13 +64,26 @@ def predict(
 
 
 def read_formulas(path: Path) -> list[str]:
-    """Formulas of a file, one a line; empty lines and ``#`` comments are skipped."""
+    """Formulas of a file, one a line; empty lines and ``#`` comments are skipped.
+
+    A composition that occurs again is taken once. Raises ``InputError`` with the number of a line
+    that is no formula.
+    """
+    from crystalctl.crystal.elements import parse_formula, reduced_key
+
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}", "give a text file, one formula a line") from error
-    found = [line.split("#")[0].strip() for line in lines]
-    kept = [text for text in found if text]
+    kept: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.split("#")[0].strip()
+        if not text:
+            continue
+        try:
+            kept.setdefault(reduced_key(parse_formula(text).unit), text)
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error.what}", error.hint) from error
     if not kept:
         raise InputError(f"{path} holds no formula", "one formula a line, like SrTiO3")
-    return kept
+    return list(kept.values())

@@ -37,6 +37,18 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
+def compile_dense(
+    model: torch.nn.Module, device: torch.device, *, backend: str = "inductor"
+) -> None:
+    """On a GPU, fuse the dense parts of the model with ``torch.compile``.
+
+    A CPU keeps them as they are: there may be no compiler. Batch sizes vary, so shapes are dynamic
+    from the start. Another ``backend`` compiles anywhere, for tests.
+    """
+    if device.type != "cpu" or backend != "inductor":
+        model.compile(dynamic=True, backend=backend)
+
+
 def replayed(call: Call, state: Mapping[str, Tensor], time: Tensor) -> Call:
     """The same function of the same shapes, as fast as the device allows.
 

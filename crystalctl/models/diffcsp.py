@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,10 @@ class DiffCSP(nn.Module):
         self.lattice = GaussianProcess(cosine, width=9, per_atom=False, limit=LATTICE_LIMIT)
         self.frac = TorusProcess(torus, gamma=config.gamma)
         self.species = GaussianProcess(cosine, width=MAX_Z, per_atom=True, limit=SPECIES_LIMIT)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the dense part of the network (arguments as for ``torch.compile``)."""
+        self.network.compile(*args, **kwargs)
 
     def processes(self) -> dict[str, Process]:
         """The fields that are diffused."""

@@ -10,7 +10,9 @@ Symbols: h atom states, g lattice features, psi Fourier features of fractional p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +46,15 @@ class CSPLayer(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.edge_mlp = mlp(sum(self.columns), hidden, hidden)
         self.node_mlp = mlp(2 * hidden, hidden, hidden)
+        self.second_half: Callable[[Tensor], Tensor] = self._second_half
+
+    def _second_half(self, first: Tensor) -> Tensor:
+        """SiLU-Linear-SiLU over the pre-activations of the pairs, (E, H): most of the work."""
+        return F.silu(self.edge_mlp[2](F.silu(first)))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what is dense and of one kind; the gathers around it stay as they are."""
+        self.second_half = torch.compile(self._second_half, *args, **kwargs)
 
     def fourier_weight(self) -> Tensor:
         """The columns of the first edge Linear that act on the Fourier features, (H, 6K)."""
@@ -59,9 +70,9 @@ class CSPLayer(nn.Module):
         receiver = F.linear(x, w_receiver, bias)
         receiver = receiver + F.linear(g, w_lattice)[layout.crystal_idx]
         sender = F.linear(x, w_sender)
-        dtype = receiver.dtype
-        hidden = F.silu(pairs @ torch.cat([table.to(dtype), receiver, sender]))
-        message = neighbour_mean(F.silu(self.edge_mlp[2](hidden)), layout)
+        # Added up in the precision of the weights: under autocast the ends come in bf16.
+        ends = (receiver.to(table.dtype), sender.to(table.dtype))
+        message = neighbour_mean(self.second_half(pairs @ torch.cat([table, *ends])), layout)
         update: Tensor = self.node_mlp(torch.cat([x, message.to(x.dtype)], 1))
         return h + update
 
@@ -98,6 +109,11 @@ class CSPNet(nn.Module):
         self.lattice_head = nn.Linear(hidden, lattice_out, bias=False)
         self.frac_head = nn.Linear(hidden, 3, bias=False)
         self.species_head = nn.Linear(hidden, MAX_Z) if soft_species else None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the dense part of every layer (arguments as for ``torch.compile``)."""
+        for layer in self.layers:
+            layer.compile(*args, **kwargs)
 
     def tables(self) -> list[Tensor]:
         """Fourier tables of all layers, (3M, H) each; they change only with the weights."""

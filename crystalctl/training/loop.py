@@ -22,7 +22,7 @@ from crystalctl.data.loading import Batch, Loader
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import InputError, TrainingError
 from crystalctl.models.contract import CrystalModel, LossTerms, total_loss
-from crystalctl.models.device import edges_at_once
+from crystalctl.models.device import compile_dense, edges_at_once
 from crystalctl.training.ema import Average
 from crystalctl.training.logbook import Logbook
 from crystalctl.training.parallel import Processes
@@ -74,6 +74,8 @@ class Trainer:
         self.model, self.config = model.to(device), config
         self.device, self.processes, self.logbook = device, processes, logbook
         self.loader, self.val_loader = _loaders(train, val, config, device, processes)
+        if config.compile:
+            compile_dense(self.model, device)
         self.stepper = processes.wrap(_Step(self.model))
         self.optimizer = _optimizer(self.model, config, device)
         self.average = Average(self.model, config.ema) if config.ema else None
@@ -110,8 +112,6 @@ class Trainer:
         deadline = math.inf if max_seconds is None else start + max_seconds
         outcome = "finished"
         sums = self._restore_sums()
-        if self.count.step == 0:
-            self.store.save(self.count)
         with stop_signals(partial(setattr, self, "stop_asked", True)):
             for epoch, batch in self._batches():
                 sums += self._train_step(batch)

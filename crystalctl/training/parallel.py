@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crystalctl.errors import InputError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -49,7 +51,13 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), device
         return
     if device.type != "cpu":
-        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+        if number >= torch.cuda.device_count():
+            raise InputError(
+                f"process {number} has no GPU of its own: there are {torch.cuda.device_count()}",
+                "start as many processes as there are GPUs, or use --device cpu",
+            )
+        device = torch.device(device.type, number)
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
     try:

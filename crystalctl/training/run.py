@@ -73,7 +73,9 @@ def train(
         )
         if resume:
             trainer.resume()
-        elif group.rank == 0:
+        else:
+            trainer.store.save(trainer.count)
+        if group.rank == 0:
             text = to_toml({"train": config, "model": model_config})
             (out / "config.toml").write_text(f'family = "{family}"\n\n{text}')
         outcome = trainer.run(max_seconds)
@@ -142,7 +144,10 @@ def _claim(out: Path, *, resume: bool, first: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {out} ({error.strerror})") from error
-    if any(out.iterdir()):
+    torn = set(out.glob(".*.part"))  # what a run killed while writing left behind
+    if set(out.iterdir()) - torn:
         raise InputError(f"{out} is not empty", "choose another --out, or add --resume")
     if not os.access(out, os.W_OK):
         raise InputError(f"cannot write to {out}")
+    for file in torn:
+        file.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ class TrainConfig:
     ``clip_value`` and ``clip_norm`` 0 mean no clipping, ``ema`` 0 no averaging. ``schedule`` is
     "cosine" (to ``lr_min`` over all epochs), "plateau" (factor 0.6 after ``patience`` validations
     without a better loss) or "constant". ``chunk_edges`` bounds the ordered atom pairs of one
-    network call, 0 = by device; ``max_atoms`` leaves larger cells out, 0 = none.
+    network call, 0 = by device; ``compile`` matters on GPUs only; ``max_atoms`` leaves larger cells
+    out, 0 = none.
     """
 
     epochs: int = 200
@@ -32,6 +33,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema: float = 0.999
     precision: str = "auto"
+    compile: bool = True
     seed: int = 0
     chunk_edges: int = 0
     max_atoms: int = 0
