@@ -191,7 +191,7 @@ def _short(value: Any) -> str:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key} ")
+            yield from _flat(value, prefix if key == "measured" else f"{prefix}{key} ")
         else:
             yield f"{prefix}{key}", value
 
