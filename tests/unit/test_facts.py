@@ -64,7 +64,8 @@ def brute_force(cell: np.ndarray, points: np.ndarray, reach: int) -> float:
 def test_min_distance_is_exact_in_skewed_cells(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     cell = rng.normal(size=(3, 3)) * 3 + np.eye(3) * 3
-    if abs(np.linalg.det(cell)) < 3:
+    # In a flatter cell the shortest vector may lie beyond the brute force's reach.
+    if abs(np.linalg.det(cell)) < 0.2 * np.linalg.norm(cell, axis=1).prod():
         cell = np.eye(3) * 3.0
     skew = np.eye(3)
     skew[0, 1], skew[2, 0] = rng.integers(-3, 4, 2)
