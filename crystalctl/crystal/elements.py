@@ -68,14 +68,6 @@ def name_of(counts: Mapping[int, int]) -> str:
     return "".join(f"{symbol_of(z)}{'' if n == 1 else n}" for z, n in counts.items())
 
 
-def hill_name(counts: Mapping[int, int]) -> str:
-    """Formula in Hill order: carbon, hydrogen, then by symbol; without carbon all by symbol."""
-    by_symbol = {symbol_of(z): (z, n) for z, n in counts.items()}
-    first = [s for s in ("C", "H") if "C" in by_symbol and s in by_symbol]
-    order = first + sorted(s for s in by_symbol if s not in first)
-    return name_of(dict(by_symbol[s] for s in order))
-
-
 def reduced_key(counts: Mapping[int, int]) -> str:
     """A name that is the same for every way of writing one composition (sorted, reduced)."""
     divisor = gcd(*counts.values())

@@ -59,14 +59,3 @@ def volume(lattice: Tensor) -> Tensor:
 def standard_orientation(lattice: Tensor) -> Tensor:
     """The same cell turned to the standard orientation; a left-handed one is also mirrored."""
     return from_parameters(to_parameters(lattice))
-
-
-def to_cartesian(frac: Tensor, lattice: Tensor) -> Tensor:
-    """Fractional (A, 3) with the lattice of each atom (A, 3, 3) -> Cartesian (A, 3) in Å."""
-    return torch.einsum("ai,aij->aj", frac, lattice)
-
-
-def to_fractional(cartesian: Tensor, lattice: Tensor) -> Tensor:
-    """Cartesian (A, 3) in Å with the lattice of each atom (A, 3, 3) -> fractional (A, 3)."""
-    frac: Tensor = torch.linalg.solve(lattice, cartesian.unsqueeze(-2), left=False)
-    return frac.squeeze(-2)

@@ -41,6 +41,18 @@ def test_what_was_written_is_read(good):
     assert not [p for p in good.parent.iterdir() if p.suffix == ".part"]
 
 
+def test_export_ships_bf16_with_its_own_sampling_settings(good, tmp_path):
+    target = tmp_path / "shipped.safetensors"
+    digest = checkpoint.export(good, target, config={"sample_steps": 3}, data="ten crystals")
+    loaded = load_model(str(target), task="predict")
+    assert (loaded.sha256, loaded.meta["data"]) == (digest, "ten crystals")
+    assert loaded.model.config.sample_steps == 3
+    kept, exported = read_file(good)[1], read_file(target)[1]
+    for name, tensor in exported.items():
+        assert tensor.dtype == torch.bfloat16
+        torch.testing.assert_close(tensor.float(), kept[name], rtol=2**-8, atol=0)
+
+
 def test_half_precision_weights_load_as_single(tmp_path):
     model = tiny_model("diffcsp", "predict", random_crystals())
     path = tmp_path / "half.safetensors"
