@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from crystalctl.crystal.orbits import Orbits
+
 MAX_Z = 100
 """Highest atomic number; one-hot species use index ``Z - 1`` of 100."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A space group and which of its Wyckoff positions are occupied, by which element.
+
+    ``positions`` are rows of the table of all positions, one for each orbit, ascending;
+    ``species`` the atomic number on each, None when the model decides.
+    """
+
+    space_group: int
+    positions: tuple[int, ...]
+    species: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -18,12 +35,13 @@ class Target:
     """One structure asked for; ``None`` leaves the choice to the model.
 
     ``composition`` maps atomic number to the number of atoms in the cell, ``n_atoms`` is the number
-    of atoms in the cell, ``elements`` the atomic numbers a generated crystal may contain.
+    of atoms in the cell (the primitive one where there is a ``template``), ``elements`` the atomic
+    numbers a generated crystal may contain.
     """
 
     composition: Mapping[int, int] | None = None
     n_atoms: int | None = None
-    space_group: int | None = None
+    template: Template | None = None
     elements: frozenset[int] | None = None
 
     def species(self) -> list[int]:
@@ -33,12 +51,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many atoms each crystal has: what stays fixed along a trajectory.
+    """How many atoms each crystal has and, where known, its symmetry: fixed along a trajectory.
 
-    ``n_atoms`` is (C,) int64. ``edges`` is built once and shared by all layers and steps.
+    ``n_atoms`` and ``space_group`` are (C,) int64. With ``orbits`` the atoms lie orbit by orbit in
+    conventional standard cells. ``edges`` is built once and shared by all layers and steps.
     """
 
     n_atoms: Tensor
+    space_group: Tensor | None = None
+    orbits: Orbits | None = None
 
     @cached_property
     def counts(self) -> list[int]:
@@ -92,9 +113,32 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """On another device; the counts come along, so no one has to ask the device for them."""
-        moved = Layout(self.n_atoms.to(device, non_blocking=True))
+        moved = Layout(
+            self.n_atoms.to(device, non_blocking=True),
+            None if self.space_group is None else self.space_group.to(device, non_blocking=True),
+            None if self.orbits is None else self.orbits.to(device),
+        )
         moved.__dict__["counts"] = self.counts
         return moved
+
+    def index(self, which: Tensor) -> Layout:
+        """Crystals number ``which`` (K,) int64, in that order."""
+        return Layout(
+            self.n_atoms[which],
+            None if self.space_group is None else self.space_group[which],
+            None if self.orbits is None else self.orbits.index(which),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Layout]) -> Layout:
+        """Put several one after the other; the symmetry is kept where all parts have one."""
+        groups = [p.space_group for p in parts if p.space_group is not None]
+        orbits = [p.orbits for p in parts if p.orbits is not None]
+        return Layout(
+            torch.cat([p.n_atoms for p in parts]),
+            torch.cat(groups) if len(groups) == len(parts) else None,
+            type(orbits[0]).cat(orbits) if len(orbits) == len(parts) else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +161,7 @@ class Crystals:
     def cat(parts: Sequence[Crystals]) -> Crystals:
         """Put several batches one after the other."""
         return Crystals(
-            Layout(torch.cat([p.layout.n_atoms for p in parts])),
+            Layout.cat([p.layout for p in parts]),
             torch.cat([p.lattice for p in parts]),
             torch.cat([p.frac for p in parts]),
             torch.cat([p.species for p in parts]),
@@ -127,7 +171,7 @@ class Crystals:
         """Crystals number ``which`` (K,) int64, in that order."""
         atoms = atom_rows(self.layout, which)
         return Crystals(
-            Layout(self.layout.n_atoms[which]),
+            self.layout.index(which),
             self.lattice[which],
             self.frac[atoms],
             self.species[atoms],
@@ -136,9 +180,9 @@ class Crystals:
     def split(self) -> list[Crystals]:
         """One batch of a single crystal for each crystal."""
         return [
-            Crystals(Layout(n), lattice, frac, species)
-            for n, lattice, frac, species in zip(
-                self.layout.n_atoms.split(1),
+            Crystals(layout, lattice, frac, species)
+            for layout, lattice, frac, species in zip(
+                [self.layout.index(row) for row in torch.arange(len(self)).split(1)],
                 self.lattice.split(1),
                 self.frac.split(self.layout.counts),
                 self.species.split(self.layout.counts),
