@@ -99,12 +99,28 @@ class Layout:
         return torch.arange(self.total_atoms, device=self.device) - self.offsets[self.crystal_idx]
 
     @cached_property
+    def degree(self) -> Tensor:
+        """Number of pairs each atom receives, (A,) int64."""
+        return self.n_atoms[self.crystal_idx]
+
+    @cached_property
+    def common_degree(self) -> int | None:
+        """The degree of all atoms where it is one number."""
+        return self.counts[0] if len(set(self.counts)) == 1 else None
+
+    @cached_property
+    def pair_counts(self) -> Tensor:
+        """What a network pays for each crystal, (C,) int64: pairs, at most, of receiver, sender."""
+        receivers = self.n_atoms if self.orbits is None else self.orbits.n_orbits
+        return receivers * self.n_atoms
+
+    @cached_property
     def edges(self) -> tuple[Tensor, Tensor]:
         """Receiver and sender rows of all ordered pairs, self included, each (E,) int64.
 
         Pairs are sorted by receiver, so those of one atom are ``n`` consecutive rows.
         """
-        degree = self.n_atoms[self.crystal_idx]
+        degree = self.degree
         rows = torch.arange(self.total_atoms, device=self.device)
         receiver = torch.repeat_interleave(rows, degree, output_size=self.total_edges)
         first = torch.cumsum(degree, 0) - degree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +34,26 @@ class _NeighbourMean(torch.autograd.Function):
         return (grad / degree.to(grad.dtype)[:, None])[receiver], None, None
 
 
-def neighbour_mean(messages: Tensor, layout: Layout) -> Tensor:
-    """Mean over the neighbours of each atom, self included: (E, H) -> (A, H).
+class Graph(Protocol):
+    """Pairs sorted by receiver: a ``Layout`` with all its pairs of atoms, or ``Sites``."""
 
-    ``messages`` are in the order of ``layout.edges``.
+    @property
+    def edges(self) -> tuple[Tensor, Tensor]: ...
+
+    @property
+    def degree(self) -> Tensor: ...
+
+    @property
+    def common_degree(self) -> int | None: ...
+
+
+def neighbour_mean(messages: Tensor, graph: Graph) -> Tensor:
+    """Mean over the neighbours of each receiver, self included: (E, H) -> (A, H).
+
+    ``messages`` are in the order of ``graph.edges``.
     """
-    first = layout.counts[0]
-    if all(n == first for n in layout.counts):
-        return messages.view(-1, first, messages.shape[1]).mean(1)
-    degree = layout.n_atoms[layout.crystal_idx]
+    if graph.common_degree is not None:
+        return messages.view(-1, graph.common_degree, messages.shape[1]).mean(1)
     apply: Any = _NeighbourMean.apply
-    out: Tensor = apply(messages, degree, layout.edges[0])
+    out: Tensor = apply(messages, graph.degree, graph.edges[0])
     return out

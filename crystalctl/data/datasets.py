@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from crystalctl.crystal.batch import Crystals, Layout, atom_rows
+from crystalctl.data.standard import Standard
 from crystalctl.errors import DataError
 
 FORMAT_VERSION = 1
@@ -41,6 +42,8 @@ class Dataset:
     orbit: Tensor
     properties: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+    standard: Standard | None = None
+    """Conventional cells with their orbits; None in files made before they were kept."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +62,7 @@ class Dataset:
             self.orbit[atoms],
             {name: values[which] for name, values in self.properties.items()},
             self.meta,
+            None if self.standard is None else self.standard.select(which, len(self)),
         )
 
     def save(self, path: Path | str) -> None:
@@ -77,6 +81,7 @@ class Dataset:
             "id_length": torch.tensor([len(b) for b in blob], dtype=torch.int32),
         }
         tensors |= {f"property.{name}": v.float() for name, v in self.properties.items()}
+        tensors |= {} if self.standard is None else self.standard.tensors()
         header = {"kind": "dataset", "version": FORMAT_VERSION, **self.meta}
         path = Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -134,4 +139,5 @@ class Dataset:
             tensors["orbit"],
             {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)},
             {k: v for k, v in header.items() if k not in {"kind", "version"}},
+            Standard.from_tensors(tensors),
         )

@@ -71,8 +71,8 @@ class Loader:
     def batch(self, rows: Tensor) -> Batch:
         """The batch of dataset ``rows`` (K,)."""
         sizes = self.layout.n_atoms[rows]
-        place = torch.argsort(sizes, stable=True)[self.rank :: self.world]
-        cost = torch.cumsum(sizes[place] ** 2, 0)
+        place = torch.argsort(self.layout.pair_counts[rows], stable=True)[self.rank :: self.world]
+        cost = torch.cumsum(self.layout.pair_counts[rows][place], 0)
         number = torch.div(cost - 1, self.chunk_cost, rounding_mode="floor")
         lengths = torch.unique_consecutive(number, return_counts=True)[1].tolist()
         chunks = [Chunk(self._gather(rows[part]), part) for part in place.split(lengths)]
@@ -81,7 +81,7 @@ class Loader:
     def _gather(self, rows: Tensor) -> Crystals:
         """Resident crystals ``rows``, indexed from the host: no wait for the device."""
         atoms = atom_rows(self.layout, rows).to(self.device, non_blocking=True)
-        layout = type(self.layout)(self.layout.n_atoms[rows]).to(self.device)
+        layout = self.layout.index(rows).to(self.device)
         which = rows.to(self.device, non_blocking=True)
         return Crystals(
             layout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from crystalctl.data.datasets import SPLITS, Dataset
 from crystalctl.data.readers import read_rows
 from crystalctl.data.records import RawRow
 from crystalctl.data.summary import count_reasons
+from crystalctl.data.standard import Standard
 from crystalctl.errors import DataError
+from crystalctl.symmetry.detect import detect
 from crystalctl.symmetry.workers import worker_pool
 
 CHUNK = 64
@@ -26,7 +29,7 @@ SERIAL_BELOW = 256
 """With fewer rows than this, starting worker processes costs more than it saves."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of rows done and the number of rows in all."""
+"""Called with the work done and in all: each row counts twice, for its cell and its orbits."""
 
 
 def prepare(
@@ -52,8 +55,21 @@ def prepare(
         done[number] = chunk
         finished += len(chunks[number])
         if progress is not None:
-            progress(finished, len(rows))
-    return _collect([c for c in done if c is not None], sources, len(rows), options)
+            progress(finished, 2 * len(rows))
+    dataset = _collect([c for c in done if c is not None], sources, len(rows), options)
+    if progress is None:
+        return _with_orbits(dataset, jobs, None)
+    half = progress
+    return _with_orbits(dataset, jobs, lambda i, of: half(len(rows) * (of + i) // of, 2 * len(rows)))
+
+
+def _with_orbits(dataset: Dataset, jobs: int, progress: Progress | None) -> Dataset:
+    """Add the conventional cells; the meta data say why some structures have none."""
+    found = detect(dataset.crystals, jobs=jobs, progress=progress)
+    standard = Standard(found.crystals, found.source)
+    return replace(
+        dataset, standard=standard, meta={**dataset.meta, "no_orbits": found.reasons}
+    )
 
 
 def _serial(

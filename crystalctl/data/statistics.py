@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crystalctl.crystal.batch import Crystals
+from crystalctl.crystal.batch import Crystals, Layout
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Statistics:
 
     ``n_atoms``: atoms in the cell -> crystals. ``elements``: atomic numbers that occur.
     ``formula_units``: "E:m" -> {Z: crystals}, for crystals of E elements with m atoms in the
-    reduced formula; "*:m" and "*:*" pool them.
+    reduced formula; "*:m" and "*:*" pool them. ``templates``: "group:row,row" (the Wyckoff
+    positions, rows of their table, ascending) -> crystals, where orbits are known.
     """
 
     n_crystals: int = 0
@@ -28,10 +29,11 @@ class Statistics:
     elements: tuple[int, ...] = ()
     n_atoms: Mapping[int, int] = field(default_factory=dict)
     formula_units: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    templates: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def of(crystals: Crystals) -> Statistics:
-        """Count over ``crystals``."""
+    def of(crystals: Crystals, symmetry: Layout | None = None) -> Statistics:
+        """Count over ``crystals``; ``symmetry``: their layout in conventional cells with orbits."""
         units: dict[str, Counter[int]] = {}
         for numbers in crystals.species.split(crystals.layout.counts):
             amounts = torch.unique(numbers, return_counts=True)[1].tolist()
@@ -45,6 +47,7 @@ class Statistics:
             elements=tuple(torch.unique(crystals.species).tolist()),
             n_atoms=dict(sorted(Counter(crystals.layout.counts).items())),
             formula_units={key: dict(sorted(units[key].items())) for key in sorted(units)},
+            templates={} if symmetry is None else _templates(symmetry),
         )
 
     def draw_n_atoms(self, uniform: Tensor) -> Tensor:
@@ -64,6 +67,7 @@ class Statistics:
                 key: {str(z): count for z, count in row.items()}
                 for key, row in self.formula_units.items()
             },
+            "templates": dict(self.templates),
         }
 
     @staticmethod
@@ -78,4 +82,17 @@ class Statistics:
                 key: {int(z): int(count) for z, count in row.items()}
                 for key, row in data["formula_units"].items()
             },
+            templates={key: int(n) for key, n in data.get("templates", {}).items()},
         )
+
+
+def _templates(layout: Layout) -> dict[str, int]:
+    """Count the templates of crystals with orbits, most frequent first."""
+    if layout.orbits is None or layout.space_group is None:
+        return {}
+    rows = layout.orbits.position.split(layout.orbits.n_orbits.tolist())
+    found = Counter(
+        f"{group}:" + ",".join(str(row) for row in sorted(here.tolist()))
+        for group, here in zip(layout.space_group.tolist(), rows, strict=True)
+    )
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

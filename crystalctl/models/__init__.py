@@ -19,6 +19,8 @@ class Family:
     accepts: frozenset[str]
     tasks: tuple[str, ...]
     paper: str
+    symmetric: bool = False
+    """Trains on conventional cells with their orbits."""
 
     def load(self) -> Any:
         """The model class."""
@@ -33,5 +35,13 @@ FAMILIES: dict[str, Family] = {
         accepts=frozenset({"composition", "n_atoms", "elements"}),
         tasks=("predict", "generate"),
         paper="arXiv:2309.04475",
+    ),
+    "diffcsp_pp": Family(
+        target="crystalctl.models.diffcsp_pp:DiffCSPPlus",
+        title="DiffCSP++",
+        accepts=frozenset({"composition", "n_atoms", "elements", "space_group"}),
+        tasks=("predict", "generate"),
+        paper="arXiv:2402.03992",
+        symmetric=True,
     ),
 }

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Layout
-from crystalctl.crystal.segments import crystal_mean, neighbour_mean
+from crystalctl.crystal.segments import Graph, crystal_mean, neighbour_mean
+from crystalctl.crystal.sites import Sites
 from crystalctl.networks.fourier import FourierTables
 from crystalctl.networks.layers import mlp, time_features
 from crystalctl.networks.pairs import Incidence
@@ -61,18 +62,22 @@ class CSPLayer(nn.Module):
         return self.edge_mlp.get_parameter("0.weight")[:, -self.columns[-1] :]
 
     def forward(
-        self, h: Tensor, g: Tensor, table: Tensor, pairs: Incidence, layout: Layout
+        self, h: Tensor, g: Tensor, table: Tensor, pairs: Incidence, graph: tuple[Tensor, Graph]
     ) -> Tensor:
-        """``h`` (A, H), ``g`` (C, G), ``table`` (3M, H) from ``fourier_weight``."""
+        """``h`` (A, H), ``g`` (C, G), ``table`` (3M, H) from ``fourier_weight``.
+
+        ``graph``: the crystal of each row (A,), and the pairs.
+        """
+        crystal_idx, neighbours = graph
         weight, bias = (self.edge_mlp.get_parameter(name) for name in ("0.weight", "0.bias"))
         w_receiver, w_sender, w_lattice, _ = weight.split(self.columns, 1)
         x = self.norm(h)
         receiver = F.linear(x, w_receiver, bias)
-        receiver = receiver + F.linear(g, w_lattice)[layout.crystal_idx]
+        receiver = receiver + F.linear(g, w_lattice)[crystal_idx]
         sender = F.linear(x, w_sender)
         # Added up in the precision of the weights: under autocast the ends come in bf16.
         ends = (receiver.to(table.dtype), sender.to(table.dtype))
-        message = neighbour_mean(self.second_half(pairs @ torch.cat([table, *ends])), layout)
+        message = neighbour_mean(self.second_half(pairs @ torch.cat([table, *ends])), neighbours)
         update: Tensor = self.node_mlp(torch.cat([x, message.to(x.dtype)], 1))
         return h + update
 
@@ -120,15 +125,25 @@ class CSPNet(nn.Module):
         weights = [layer.fourier_weight() for layer in self.layers]  # type: ignore[operator]
         return [self.fourier.tables(weight) for weight in weights]
 
-    def pairs(self, frac: Tensor, layout: Layout) -> Incidence:
-        """What each ordered pair reads: table rows for f_j - f_i, receiver row i, sender row j."""
-        receiver, sender = layout.edges
-        rows, weights = self.fourier.stencil(frac[sender] - frac[receiver])
-        n_table, n_atoms = 3 * self.fourier.grid, layout.total_atoms
-        ends = torch.stack([receiver + n_table, sender + (n_table + n_atoms)], 1)
+    def pairs(self, frac: Tensor, layout: Layout, sites: Sites | None = None) -> Incidence:
+        """What each pair reads: table rows for f_j - f_i, receiver row i, sender row j.
+
+        With ``sites`` the rows are orbits: the senders are all atoms of the primitive cell, each
+        with the state of its orbit.
+        """
+        if sites is None:
+            receiver, sender = layout.edges
+            delta = frac[sender] - frac[receiver]
+        else:
+            receiver, atom = sites.edges
+            points, sender = sites.place(frac), sites.orbit_idx[atom]
+            delta = points[atom] - points[sites.anchor][receiver]
+        rows, weights = self.fourier.stencil(delta)
+        n_table, n_rows = 3 * self.fourier.grid, layout.total_atoms
+        ends = torch.stack([receiver + n_table, sender + (n_table + n_rows)], 1)
         ones = weights.new_ones(len(receiver), 2)
         return Incidence(
-            torch.cat([rows, ends], 1), torch.cat([weights, ones], 1), n_table + 2 * n_atoms
+            torch.cat([rows, ends], 1), torch.cat([weights, ones], 1), n_table + 2 * n_rows
         )
 
     def forward(
@@ -140,21 +155,31 @@ class CSPNet(nn.Module):
         layout: Layout,
         *,
         tables: list[Tensor] | None = None,
+        sites: Sites | None = None,
     ) -> CSPNetOutput:
         """Denoise once.
 
         ``species`` (A,) atomic numbers or (A, 100); ``frac`` (A, 3); ``g`` (C, lattice_in);
-        ``t`` (C,) time steps; ``tables`` from ``tables()``, computed here when not given.
+        ``t`` (C,) time steps; ``tables`` from ``tables()``, computed here when not given. With
+        ``sites`` the A rows are the orbits of symmetric crystals, ``frac`` their anchors, and
+        ``layout`` counts orbits.
         """
         emb = self.embedding(species if self.species_head is not None else species - 1)
         time = time_features(t, self.time_width).to(emb.dtype)
         h = self.input(torch.cat([emb, time[layout.crystal_idx]], 1))
-        pairs = self.pairs(frac, layout)
+        pairs = self.pairs(frac, layout, sites)
+        graph = layout.crystal_idx, layout if sites is None else sites
         for layer, table in zip(self.layers, tables or self.tables(), strict=True):
-            h = layer(h, g, table, pairs, layout)
+            h = layer(h, g, table, pairs, graph)
         h = self.norm(h)
+        mean = (
+            crystal_mean(h, layout)
+            if sites is None
+            # The mean over atoms: an orbit counts as often as it has atoms.
+            else crystal_mean(h * sites.share, layout) * layout.n_atoms[:, None]
+        )
         return CSPNetOutput(
-            self.lattice_head(crystal_mean(h, layout)),
+            self.lattice_head(mean),
             self.frac_head(h),
             None if self.species_head is None else self.species_head(h),
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crystalctl.crystal.batch import Crystals
+from crystalctl.crystal.batch import Crystals, Layout
 from crystalctl.crystal.lattice import standard_orientation
 from crystalctl.crystal.orbits import Orbits
 from crystalctl.symmetry.standard import LADDER_ANG, Standard, Structure, standardise_all
@@ -114,8 +114,9 @@ def _pack(
     orbits = orbits_of(positions, n_orbits)
     lattice = packed([s.lattice[None] for s in standards], (0, 3, 3)).double()
     anchors = packed([s.anchors for s in standards], (0, 3)).double()
+    groups = torch.tensor([s.number for s in standards], dtype=torch.int64)
     crystals = Crystals(
-        orbits.layout,
+        Layout(orbits.layout.n_atoms, groups, orbits),
         standard_orientation(lattice).to(dtype),
         orbits.place(anchors.to(dtype)),
         orbits.spread(packed([s.species for s in standards], (0,)).long()),
@@ -123,7 +124,7 @@ def _pack(
     return Detected(
         crystals,
         orbits,
-        torch.tensor([s.number for s in standards], dtype=torch.int64),
+        groups,
         torch.tensor([row for row, _ in good], dtype=torch.int64),
         torch.tensor([s.symprec for s in standards], dtype=torch.float64),
         torch.tensor([s.moved for s in standards], dtype=torch.float64),

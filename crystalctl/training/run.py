@@ -55,10 +55,13 @@ def train(
     """
     config, model_config = _settings(family, recipe, settings or {})
     with processes(pick_device(device)) as (group, place):
-        train_part, val_part = _crystals(data, val, config.max_atoms)
+        symmetric = FAMILIES[family].symmetric
+        trained, held = _datasets(data, val, config.max_atoms)
+        train_part = _form(trained, symmetric, data)
+        val_part = None if held is None else _form(held, symmetric, val or data)
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
-        model = FAMILIES[family].load()(model_config, Statistics.of(train_part))
+        model = FAMILIES[family].load()(model_config, Statistics.of(trained.crystals, train_part.layout))
         logbook = Logbook(out / "metrics.jsonl", active=group.rank == 0, progress=progress)
         trainer = Trainer(
             model,
@@ -106,8 +109,8 @@ def _settings(
     return config, model_config
 
 
-def _crystals(data: Path, val: Path | None, max_atoms: int) -> tuple[Crystals, Crystals | None]:
-    """Training and validation crystals: two files, or the split of one.
+def _datasets(data: Path, val: Path | None, max_atoms: int) -> tuple[Dataset, Dataset | None]:
+    """Training and validation structures: two files, or the split of one.
 
     Rows marked val or test are trained on only where a file holds nothing else.
     """
@@ -118,10 +121,22 @@ def _crystals(data: Path, val: Path | None, max_atoms: int) -> tuple[Crystals, C
     if val is not None:
         other = _capped(Dataset.load(val), max_atoms, val)
         marked = other.split == SPLITS.index("val")
-        return trained.crystals, (other.select(marked) if marked.any() else other).crystals
+        return trained, other.select(marked) if marked.any() else other
     if not (is_train.any() and is_val.any()):
-        return trained.crystals, None
-    return trained.crystals, dataset.select(is_val).crystals
+        return trained, None
+    return trained, dataset.select(is_val)
+
+
+def _form(dataset: Dataset, symmetric: bool, path: Path) -> Crystals:
+    """The crystals a family trains on: Niggli cells, or conventional ones with their orbits."""
+    if not symmetric:
+        return dataset.crystals
+    if dataset.standard is None or len(dataset.standard.source) == 0:
+        raise DataError(
+            f"{path} holds no orbits, which this family needs",
+            "make it again with: crystalctl data prepare SRC -o FILE.safetensors",
+        )
+    return dataset.standard.crystals
 
 
 def _capped(dataset: Dataset, max_atoms: int, path: Path) -> Dataset:

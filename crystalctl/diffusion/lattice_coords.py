@@ -1,0 +1,38 @@
+"""Lattices as vectors: the six coefficients of the matrix logarithm (DiffCSP++).
+
+For rows L = exp(S) Q with Q a rotation, S = sum_i k_i B_i symmetric; B_1..B_3 are the off-diagonal
+xy, xz, yz over sqrt 2, B_4 = diag(1, -1, 0) / sqrt 2, B_5 = diag(1, 1, -2) / sqrt 6, B_6 = I /
+sqrt 3. Ref: Prop. 1 and Sec. 4.1, arXiv:2402.03992.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def family_basis(dtype: torch.dtype = torch.float64) -> Tensor:
+    """B_1..B_6, orthonormal under the Frobenius product, (6, 3, 3)."""
+    basis = torch.zeros(6, 3, 3, dtype=dtype)
+    for row, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+        basis[row, i, j] = basis[row, j, i] = math.sqrt(0.5)
+    basis[3] = torch.diag(torch.tensor([1.0, -1.0, 0.0], dtype=dtype)) / math.sqrt(2)
+    basis[4] = torch.diag(torch.tensor([1.0, 1.0, -2.0], dtype=dtype)) / math.sqrt(6)
+    basis[5] = torch.eye(3, dtype=dtype) / math.sqrt(3)
+    return basis
+
+
+def to_family6(lattice: Tensor) -> Tensor:
+    """(C, 3, 3) rows in Å -> the coefficients k of 1/2 log(L L^T), (C, 6), in float64."""
+    matrix = lattice.double()
+    value, vector = torch.linalg.eigh(matrix @ matrix.transpose(1, 2))
+    log = (vector * (0.5 * value.log())[:, None]) @ vector.transpose(1, 2)
+    return torch.einsum("cij,kij->ck", log, family_basis().to(log.device))
+
+
+def from_family6(k: Tensor) -> Tensor:
+    """(C, 6) coefficients -> symmetric lattices exp(S), (C, 3, 3) rows in Å, in float64."""
+    basis = family_basis().to(k.device)
+    return torch.linalg.matrix_exp(torch.einsum("ck,kij->cij", k.double(), basis))

@@ -1,0 +1,311 @@
+"""DiffCSP++: diffusion within a space group and its Wyckoff positions.
+
+Ref: Jiao et al., "Space Group Constrained Crystal Generation", arXiv:2402.03992 (ICLR 2024).
+The state of a crystal is its asymmetric unit: per crystal the free ones of the six lattice
+coefficients k (variance preserving), per orbit the free coordinates of the anchor (wrapped normal)
+and, to ``generate``, the species (one-hot, variance preserving). Every state along the path is
+exactly symmetric because nothing else is diffused.
+
+Where this differs from the paper, and why, is said in docs/models/diffcsp_pp.md: the network is
+equivariant under the group by construction, so it runs on one receiver per orbit; the lattice
+coefficients are scaled; the volume is counted per atom.
+
+Symbols: k lattice coefficients, u free coordinates of an anchor, t time step of T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.crystal.sites import Sites
+from crystalctl.data.standard import from_anchors
+from crystalctl.data.statistics import Statistics
+from crystalctl.diffusion.gaussian import GaussianProcess
+from crystalctl.diffusion.lattice_coords import from_family6, to_family6
+from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.diffusion.process import Process, State
+from crystalctl.diffusion.sampling import OnStep, predictor_corrector
+from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule, spaced_steps
+from crystalctl.diffusion.torus import TorusProcess
+from crystalctl.errors import InputError
+from crystalctl.models.contract import LossTerm, LossTerms
+from crystalctl.models.device import replayed
+from crystalctl.models.diffcsp import SPECIES_LIMIT, DiffCSPConfig
+from crystalctl.networks.cspnet import CSPNet
+from crystalctl.symmetry.primitive import CENTRINGS, centring_index, n_lattice_points, sites_of
+from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.wyckoff import orbits_of
+
+VOLUME_MEAN = 1.69
+"""Mean of k6 - ln(N) / sqrt 3 over MP-20, that is of ln(Å³ per atom) / sqrt 3."""
+SCALE = (0.2, 0.2, 0.2, 0.45, 0.6, 0.22)
+"""Spread of each coefficient over MP-20, rounded."""
+LATTICE_LIMIT = 20.0
+"""Bound on the norm of the scaled coefficients of a predicted clean lattice."""
+
+
+@dataclass(frozen=True)
+class DiffCSPPlusConfig(DiffCSPConfig):
+    """Settings as for DiffCSP; the defaults are the paper's for MP-20."""
+
+    gamma: float = 5e-6
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What of a batch stays fixed: orbits, primitive cells, and the lattice's family.
+
+    ``free`` (C, 6) bool, ``fixed`` (C, 6) scaled values of the others, ``offset`` (C, 6): what is
+    added to the scaled coefficients after scaling, ``centring`` (C, 6) one-hot.
+    """
+
+    layout: Layout
+    sites: Sites
+    free: Tensor
+    fixed: Tensor
+    offset: Tensor
+    centring: Tensor
+
+
+class DiffCSPPlus(nn.Module):
+    """``statistics`` of the training data also hold the templates generation draws from."""
+
+    Config = DiffCSPPlusConfig
+
+    def __init__(self, config: DiffCSPPlusConfig, statistics: Statistics) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics = statistics
+        self.generates = config.task == "generate"
+        self.network = CSPNet(
+            hidden=config.hidden,
+            n_layers=config.n_layers,
+            n_frequencies=config.n_frequencies,
+            time_width=config.time_width,
+            lattice_in=6 + len(CENTRINGS),
+            lattice_out=6,
+            soft_species=self.generates,
+        )
+        cosine = CosineSchedule(config.n_steps)
+        torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
+        self.lattice = GaussianProcess(cosine, width=6, per_atom=False, limit=LATTICE_LIMIT)
+        self.frac = TorusProcess(torus, gamma=config.gamma)
+        self.species = GaussianProcess(cosine, width=MAX_Z, per_atom=True, limit=SPECIES_LIMIT)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the dense part of the network (arguments as for ``torch.compile``)."""
+        self.network.compile(*args, **kwargs)
+
+    def processes(self) -> dict[str, Process]:
+        """The fields that are diffused; an "atom" of theirs is an orbit."""
+        fields: dict[str, Process] = {"lattice": self.lattice, "frac": self.frac}
+        return {**fields, "species": self.species} if self.generates else fields
+
+    def denoise(
+        self, state: State, t: Tensor, unit: Unit, tables: list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Network output for each field; ``state``: lattice (C, 6) scaled, frac (O, 3), species.
+
+        What the group fixes gets the noise that leads back to its value: lattice coefficients to
+        theirs, coordinates that the position does not use nowhere.
+        """
+        k = torch.where(unit.free, state["lattice"], unit.fixed)
+        g = torch.cat([k, unit.centring], 1)
+        out = self.network(
+            state["species"], state["frac"], g, t, unit.layout, tables=tables, sites=unit.sites
+        )
+        left = torch.sqrt(1 - self.lattice.schedule.alpha_bar[t])[:, None]
+        frac = torch.einsum("oij,oj->oi", unit.sites.read, out.frac.float())
+        fields = {
+            "lattice": torch.where(unit.free, out.lattice.float(), state["lattice"] / left),
+            "frac": frac.masked_fill(~unit.sites.free, 0.0),
+        }
+        if out.species is not None:
+            fields["species"] = out.species.float()
+        return fields
+
+    def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
+        """Rows of each loss part: crystals, as every part is a mean within a crystal first."""
+        names = ("lattice", "frac", "species") if self.generates else ("lattice", "frac")
+        return dict.fromkeys(names, n_crystals)
+
+    def loss(self, crystals: Crystals, noise: NoiseSource) -> LossTerms:
+        """Denoising loss at one random step per crystal (Sec. 4.3).
+
+        Raises ``ValueError`` for crystals without orbits.
+        """
+        orbits, groups = crystals.layout.orbits, crystals.layout.space_group
+        if orbits is None or groups is None:
+            raise ValueError("DiffCSP++ trains on crystals with orbits")
+        unit = self.unit(orbits.position, orbits.n_orbits, groups)
+        t = noise.integers(unit.layout, self.config.n_steps)
+        scaled = to_family6(crystals.lattice).float() / self._scale(t.device) - unit.offset
+        species = orbits.at_anchors(crystals.species)
+        clean = {
+            "lattice": torch.where(unit.free, scaled, 0.0),
+            "frac": orbits.at_anchors(crystals.frac),
+            "species": F.one_hot(species - 1, MAX_Z).float() if self.generates else species,
+        }
+        state, target = dict(clean), {}
+        for name, process in self.processes().items():
+            state[name], target[name] = process.corrupt(clean[name], t, unit.layout, noise)
+        out = self.denoise(state, t, unit)
+        config = self.config
+        terms = {
+            "lattice": _crystal_loss(
+                out["lattice"] - target["lattice"], unit.free, config.weight_lattice, None
+            ),
+            "frac": _crystal_loss(
+                out["frac"] - target["frac"], unit.sites.free, config.weight_frac, unit.layout
+            ),
+        }
+        if self.generates:
+            error = out["species"] - target["species"]
+            everything = torch.ones_like(error, dtype=torch.bool)
+            terms["species"] = _crystal_loss(
+                error, everything, config.weight_species, unit.layout
+            )
+        return terms
+
+    @torch.no_grad()
+    def sample(
+        self,
+        targets: Sequence[Target],
+        noise: NoiseSource,
+        *,
+        steps: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> Crystals:
+        """One conventional cell for each target, exactly of its template; orbits in its layout.
+
+        Raises ``InputError`` when a target has no template, or (predict) one without species.
+        """
+        device = noise.stream.device
+        position, n_orbits, groups, given = self._templates(targets)
+        unit = self.unit(position.to(device), n_orbits.to(device), groups.to(device))
+        processes = self.processes()
+        state: dict[str, Tensor] = {
+            name: process.prior(unit.layout, noise) for name, process in processes.items()
+        }
+        if not self.generates:
+            state["species"] = given.to(device)
+        tables = self.network.tables()
+
+        def call(current: State, time: Tensor) -> Mapping[str, Tensor]:
+            return self.denoise(current, time, unit, tables)
+
+        first = torch.full((len(targets),), self.config.n_steps, device=device)
+        network = replayed(call, state, first)
+        excluded = self._excluded(targets, given, unit) if self.generates else None
+
+        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
+            out = network(current, torch.full_like(first, t))
+            if excluded is None:
+                return out
+            # The noise that says: these elements are absent from the clean crystal.
+            absent = current["species"] / torch.sqrt(1 - self.species.schedule.alpha_bar[t])
+            return {**out, "species": torch.where(excluded, absent, out["species"])}
+
+        end = predictor_corrector(
+            denoise,
+            processes,
+            state,
+            spaced_steps(self.config.n_steps, steps or self.config.sample_steps),
+            unit.layout,
+            noise,
+            n_correct=self.config.n_correct,
+            on_step=on_step,
+        )
+        species = end["species"]
+        if excluded is not None:
+            species = species.masked_fill(excluded, -torch.inf).argmax(1) + 1
+        k = torch.where(unit.free, end["lattice"], unit.fixed) + unit.offset
+        return from_anchors(
+            position.to(device),
+            unit.layout.n_atoms,
+            space_group=groups.to(device),
+            lattice=from_family6(k * self._scale(device)).float(),
+            anchors=end["frac"],
+            species=species,
+        )
+
+    def unit(self, position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
+        """Everything fixed of a batch: ``position`` (O,), ``n_orbits`` (C,), ``groups`` (C,)."""
+        device = position.device
+        orbits = orbits_of(position, n_orbits)
+        table, rows = tables(), groups.cpu() - 1
+        free = torch.tensor(table.lattice_free)[rows].to(device)
+        fixed = torch.tensor(table.lattice_fixed, dtype=torch.float32)[rows].to(device)
+        centring = centring_index()[rows + 1].to(device)
+        points = n_lattice_points()[rows + 1].to(device)
+        sites = sites_of(orbits)
+        atoms = (sites.atoms.n_atoms * points).float()
+        offset = torch.zeros(len(groups), 6, device=device)
+        offset[:, 5] = (VOLUME_MEAN + atoms.log() / math.sqrt(3)) / SCALE[5]
+        return Unit(
+            sites.layout,
+            sites,
+            free,
+            torch.where(free, 0.0, fixed / self._scale(device)),
+            offset,
+            F.one_hot(centring, len(CENTRINGS)).float(),
+        )
+
+    @staticmethod
+    def _scale(device: torch.device) -> Tensor:
+        return torch.tensor(SCALE, device=device)
+
+    def _templates(self, targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Positions (O,), orbits of each crystal, groups, and species (O,), 0 where free."""
+        positions, counts, groups, species = [], [], [], []
+        for target in targets:
+            template = target.template
+            if template is None:
+                raise InputError("DiffCSP++ needs a template: a group and Wyckoff positions", "")
+            if template.species is None and not self.generates:
+                raise InputError(
+                    "these weights predict: the template must name the species of each position",
+                    "use generate weights of the same family",
+                )
+            positions += template.positions
+            counts.append(len(template.positions))
+            groups.append(template.space_group)
+            species += template.species or [0] * len(template.positions)
+        return tuple(torch.tensor(x) for x in (positions, counts, groups, species))  # type: ignore[return-value]
+
+    def _excluded(self, targets: Sequence[Target], given: Tensor, unit: Unit) -> Tensor:
+        """Elements each orbit may not be, (O, 100) bool: not asked for, or not the given one."""
+        mask = torch.zeros(len(targets), MAX_Z, dtype=torch.bool)
+        for row, target in enumerate(targets):
+            if target.elements is not None:
+                mask[row] = True
+                mask[row, [z - 1 for z in target.elements]] = False
+        orbit = mask.to(unit.layout.device)[unit.layout.crystal_idx]
+        known = given.to(unit.layout.device)[:, None]
+        element = torch.arange(1, MAX_Z + 1, device=known.device)
+        return torch.where(known > 0, element != known, orbit)
+
+
+def _crystal_loss(
+    error: Tensor, free: Tensor, weight: float, layout: Layout | None
+) -> LossTerm:
+    """Squared error over what is free, averaged within each crystal, summed over crystals.
+
+    ``layout`` None: the rows are crystals.
+    """
+    square = torch.where(free, error, 0.0).square().sum(1)
+    count = free.sum(1)
+    n_rows = len(square)
+    if layout is not None:
+        n_rows = layout.n_crystals
+        square = square.new_zeros(n_rows).index_add(0, layout.crystal_idx, square)
+        count = count.new_zeros(n_rows).index_add(0, layout.crystal_idx, count)
+    return LossTerm((square / count.clamp(min=1)).sum(), n_rows, weight)

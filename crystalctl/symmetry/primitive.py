@@ -1,0 +1,95 @@
+"""Wyckoff positions in the primitive cell: its basis, and the atoms of an orbit that it holds."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crystalctl.crystal.batch import Layout
+from crystalctl.crystal.orbits import Orbits
+from crystalctl.crystal.sites import Sites
+from crystalctl.symmetry.tables import TRANSLATION_DENOMINATOR, Floats, tables
+
+_BASIS: dict[str, list[list[float]]] = {
+    "P": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "A": [[1, 0, 0], [0, 0.5, -0.5], [0, 0.5, 0.5]],
+    "C": [[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]],
+    "I": [[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]],
+    "F": [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]],
+    "R": [[2 / 3, 1 / 3, 1 / 3], [-1 / 3, 1 / 3, 1 / 3], [-1 / 3, -2 / 3, 1 / 3]],
+}
+"""Primitive basis vectors (rows) in the conventional basis; R in its obverse setting."""
+CENTRINGS = tuple(_BASIS)
+
+
+@cache
+def primitive_basis(centring: str) -> Floats:
+    """Rows a, b, c of a primitive cell in the conventional basis, (3, 3)."""
+    return np.array(_BASIS[centring])
+
+
+@cache
+def centring_index() -> Tensor:
+    """Number of the centring among ``CENTRINGS`` for each group, (231,) int64; row 0 is unused."""
+    letters = [symbol[0] for symbol in tables().symbols]
+    return torch.tensor([0, *(CENTRINGS.index(letter) for letter in letters)])
+
+
+@cache
+def n_lattice_points() -> Tensor:
+    """Lattice points in the conventional cell of each group, (231,) int64; row 0 is unused."""
+    points = [round(1 / np.linalg.det(primitive_basis(c))) for c in CENTRINGS]
+    return torch.tensor(points)[centring_index()]
+
+
+def sites_of(orbits: Orbits) -> Sites:
+    """The primitive cells of a batch of orbits; one gather from the table."""
+    table = _table(orbits.position.device)
+    rows = orbits.position
+    n_images = table["n_images"][rows]
+    first = torch.cumsum(n_images, 0) - n_images
+    total = int(n_images.sum())
+    shift = torch.repeat_interleave(table["first"][rows] - first, n_images, output_size=total)
+    operation = torch.arange(total, device=rows.device) + shift
+    return Sites(
+        Layout(orbits.n_orbits),
+        n_images,
+        table["rotation"][operation],
+        table["translation"][operation],
+        table["read"][rows],
+        table["free"][rows],
+    )
+
+
+@cache
+def _table(device: torch.device) -> dict[str, Tensor]:
+    """Rows by position: the operations whose images differ by more than a lattice vector."""
+    table = tables()
+    rotations, translations, counts, read = [], [], [], []
+    for row in range(len(table.group)):
+        basis = primitive_basis(table.symbols[table.group[row] - 1][0])
+        into = np.linalg.inv(basis.T)
+        here = slice(int(table.first_operation[row]), int(table.first_operation[row + 1]))
+        shift = table.translation[here] @ into.T
+        whole = np.rint(shift * TRANSLATION_DENOMINATOR) % TRANSLATION_DENOMINATOR
+        key = np.concatenate([table.rotation[here].reshape(-1, 9), whole], 1)
+        kept = np.sort(np.unique(key, axis=0, return_index=True)[1])
+        rotation = into @ table.rotation[here][kept]
+        rotations.append(rotation)
+        translations.append(shift[kept])
+        counts.append(len(kept))
+        read.append(np.linalg.pinv(rotation[0]))
+    n_images = torch.tensor(counts)
+    leading = table.rotation[table.first_operation[:-1]]
+    found = {
+        "n_images": n_images,
+        "first": torch.cumsum(n_images, 0) - n_images,
+        "rotation": torch.from_numpy(np.concatenate(rotations)).float(),
+        "translation": torch.from_numpy(np.concatenate(translations)).float(),
+        "read": torch.from_numpy(np.stack(read)).float(),
+        "free": torch.from_numpy((leading != 0).any(1)),
+    }
+    return {name: tensor.to(device) for name, tensor in found.items()}
