@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from crystalctl.crystal.batch import Crystals, Layout
+from crystalctl.crystal.batch import Crystals, Layout, Template
 from crystalctl.data.datasets import Dataset
+from crystalctl.data.standard import from_anchors
 from crystalctl.data.statistics import Statistics
+from crystalctl.diffusion.lattice_coords import from_family6
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.models import FAMILIES
+from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.wyckoff import position_row
 
 SIZES = (3, 1, 4, 2)
 TINY: dict[str, Any] = {
@@ -42,12 +46,57 @@ def random_crystals(counts: list[int] | tuple[int, ...] = SIZES, seed: int = 0) 
     return Crystals(Layout(torch.tensor(counts)), lattice, frac, species)
 
 
+TEMPLATES = (
+    (225, "ab", (11, 17)),
+    (221, "abc", (38, 22, 8)),
+    (186, "bbac", (30, 16, 3, 8)),
+    (14, "aee", (12, 14, 8)),
+)
+"""Group, Wyckoff letters, species: fixed points, lines and general positions, P and F cells."""
+
+
+def templates() -> list[Template]:
+    """One template for each row of ``TEMPLATES``."""
+    found = []
+    for group, letters, species in TEMPLATES:
+        pairs = sorted(
+            (position_row(group, letter), z) for letter, z in zip(letters, species, strict=True)
+        )
+        found.append(Template(group, *zip(*pairs, strict=True)))
+    return found
+
+
+def symmetric_crystals(seed: int = 0) -> Crystals:
+    """Conventional cells of ``TEMPLATES`` with their orbits, free numbers drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = templates()
+    position = torch.tensor([row for t in wanted for row in t.positions])
+    groups = torch.tensor([t.space_group for t in wanted])
+    free = torch.tensor(tables().lattice_free)[groups - 1]
+    k = torch.tensor(tables().lattice_fixed)[groups - 1]
+    k = torch.where(free, 0.1 * torch.randn(k.shape, generator=generator), k)
+    k[:, 5] += 3
+    return from_anchors(
+        position,
+        torch.tensor([len(t.positions) for t in wanted]),
+        space_group=groups,
+        lattice=from_family6(k).float(),
+        anchors=torch.rand(len(position), 3, generator=generator),
+        species=torch.tensor([z for t in wanted for z in t.species or ()]),
+    )
+
+
+def crystals_for(family: str, seed: int = 0) -> Crystals:
+    """Four crystals in the form the family trains on."""
+    return symmetric_crystals(seed) if FAMILIES[family].symmetric else random_crystals(SIZES, seed)
+
+
 def tiny_model(family: str, task: str, crystals: Crystals, *, seed: int = 0, **config: Any) -> Any:
     """An untrained small model, evaluation mode."""
     model_class = FAMILIES[family].load()
     torch.manual_seed(seed)
     settings = model_class.Config(**{**TINY, "task": task, **config})
-    return model_class(settings, Statistics.of(crystals)).eval()
+    return model_class(settings, Statistics.of(crystals, crystals.layout)).eval()
 
 
 def noise_for(n_crystals: int, seed: int = 0) -> NoiseSource:

@@ -63,9 +63,7 @@ class Sites:
     @cached_property
     def edges(self) -> tuple[Tensor, Tensor]:
         """Receiving orbit and sending atom of all pairs, each (E,) int64, by receiver."""
-        total = sum(
-            o * p for o, p in zip(self.layout.counts, self.atoms.counts, strict=True)
-        )
+        total = sum(o * p for o, p in zip(self.layout.counts, self.atoms.counts, strict=True))
         rows = torch.arange(self.n_images.shape[0], device=self.n_images.device)
         receiver = torch.repeat_interleave(rows, self.degree, output_size=total)
         first = torch.cumsum(self.degree, 0) - self.degree

@@ -17,8 +17,8 @@ from crystalctl.data.cells import Chunk, Options, prepare_chunk
 from crystalctl.data.datasets import SPLITS, Dataset
 from crystalctl.data.readers import read_rows
 from crystalctl.data.records import RawRow
-from crystalctl.data.summary import count_reasons
 from crystalctl.data.standard import Standard
+from crystalctl.data.summary import count_reasons
 from crystalctl.errors import DataError
 from crystalctl.symmetry.detect import detect
 from crystalctl.symmetry.workers import worker_pool
@@ -60,16 +60,16 @@ def prepare(
     if progress is None:
         return _with_orbits(dataset, jobs, None)
     half = progress
-    return _with_orbits(dataset, jobs, lambda i, of: half(len(rows) * (of + i) // of, 2 * len(rows)))
+    return _with_orbits(
+        dataset, jobs, lambda i, of: half(len(rows) * (of + i) // of, 2 * len(rows))
+    )
 
 
 def _with_orbits(dataset: Dataset, jobs: int, progress: Progress | None) -> Dataset:
     """Add the conventional cells; the meta data say why some structures have none."""
     found = detect(dataset.crystals, jobs=jobs, progress=progress)
     standard = Standard(found.crystals, found.source)
-    return replace(
-        dataset, standard=standard, meta={**dataset.meta, "no_orbits": found.reasons}
-    )
+    return replace(dataset, standard=standard, meta={**dataset.meta, "no_orbits": found.reasons})
 
 
 def _serial(

@@ -30,9 +30,7 @@ class Standard:
         place = torch.full((n_rows,), -1, dtype=torch.int64)
         place[self.source] = torch.arange(len(self.source))
         found = place[which]
-        return Standard(
-            self.crystals.index(found[found >= 0]), (found >= 0).nonzero().flatten()
-        )
+        return Standard(self.crystals.index(found[found >= 0]), (found >= 0).nonzero().flatten())
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps: positions and anchors; atoms and operations follow from them."""

@@ -25,14 +25,18 @@ def family_basis(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def to_family6(lattice: Tensor) -> Tensor:
-    """(C, 3, 3) rows in Å -> the coefficients k of 1/2 log(L L^T), (C, 6), in float64."""
+    """(C, 3, 3) rows in Å -> the coefficients k of 1/2 log(L L^T), (C, 6), in float64.
+
+    Cells flatter than 1e-6 Å count as that high, so that the numbers stay finite.
+    """
     matrix = lattice.double()
     value, vector = torch.linalg.eigh(matrix @ matrix.transpose(1, 2))
-    log = (vector * (0.5 * value.log())[:, None]) @ vector.transpose(1, 2)
+    log = (vector * (0.5 * value.clamp(min=1e-12).log())[:, None]) @ vector.transpose(1, 2)
     return torch.einsum("cij,kij->ck", log, family_basis().to(log.device))
 
 
 def from_family6(k: Tensor) -> Tensor:
     """(C, 6) coefficients -> symmetric lattices exp(S), (C, 3, 3) rows in Å, in float64."""
     basis = family_basis().to(k.device)
-    return torch.linalg.matrix_exp(torch.einsum("ck,kij->cij", k.double(), basis))
+    lattice: Tensor = torch.linalg.matrix_exp(torch.einsum("ck,kij->cij", k.double(), basis))
+    return lattice

@@ -145,9 +145,9 @@ class DiffCSPPlus(nn.Module):
         orbits, groups = crystals.layout.orbits, crystals.layout.space_group
         if orbits is None or groups is None:
             raise ValueError("DiffCSP++ trains on crystals with orbits")
-        unit = self.unit(orbits.position, orbits.n_orbits, groups)
+        unit = unit_of(orbits.position, orbits.n_orbits, groups)
         t = noise.integers(unit.layout, self.config.n_steps)
-        scaled = to_family6(crystals.lattice).float() / self._scale(t.device) - unit.offset
+        scaled = to_family6(crystals.lattice).float() / _scale(t.device) - unit.offset
         species = orbits.at_anchors(crystals.species)
         clean = {
             "lattice": torch.where(unit.free, scaled, 0.0),
@@ -170,9 +170,7 @@ class DiffCSPPlus(nn.Module):
         if self.generates:
             error = out["species"] - target["species"]
             everything = torch.ones_like(error, dtype=torch.bool)
-            terms["species"] = _crystal_loss(
-                error, everything, config.weight_species, unit.layout
-            )
+            terms["species"] = _crystal_loss(error, everything, config.weight_species, unit.layout)
         return terms
 
     @torch.no_grad()
@@ -189,8 +187,8 @@ class DiffCSPPlus(nn.Module):
         Raises ``InputError`` when a target has no template, or (predict) one without species.
         """
         device = noise.stream.device
-        position, n_orbits, groups, given = self._templates(targets)
-        unit = self.unit(position.to(device), n_orbits.to(device), groups.to(device))
+        position, n_orbits, groups, given = _templates(targets, self.generates)
+        unit = unit_of(position.to(device), n_orbits.to(device), groups.to(device))
         processes = self.processes()
         state: dict[str, Tensor] = {
             name: process.prior(unit.layout, noise) for name, process in processes.items()
@@ -232,54 +230,10 @@ class DiffCSPPlus(nn.Module):
             position.to(device),
             unit.layout.n_atoms,
             space_group=groups.to(device),
-            lattice=from_family6(k * self._scale(device)).float(),
+            lattice=from_family6(k * _scale(device)).float(),
             anchors=end["frac"],
             species=species,
         )
-
-    def unit(self, position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
-        """Everything fixed of a batch: ``position`` (O,), ``n_orbits`` (C,), ``groups`` (C,)."""
-        device = position.device
-        orbits = orbits_of(position, n_orbits)
-        table, rows = tables(), groups.cpu() - 1
-        free = torch.tensor(table.lattice_free)[rows].to(device)
-        fixed = torch.tensor(table.lattice_fixed, dtype=torch.float32)[rows].to(device)
-        centring = centring_index()[rows + 1].to(device)
-        points = n_lattice_points()[rows + 1].to(device)
-        sites = sites_of(orbits)
-        atoms = (sites.atoms.n_atoms * points).float()
-        offset = torch.zeros(len(groups), 6, device=device)
-        offset[:, 5] = (VOLUME_MEAN + atoms.log() / math.sqrt(3)) / SCALE[5]
-        return Unit(
-            sites.layout,
-            sites,
-            free,
-            torch.where(free, 0.0, fixed / self._scale(device)),
-            offset,
-            F.one_hot(centring, len(CENTRINGS)).float(),
-        )
-
-    @staticmethod
-    def _scale(device: torch.device) -> Tensor:
-        return torch.tensor(SCALE, device=device)
-
-    def _templates(self, targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Positions (O,), orbits of each crystal, groups, and species (O,), 0 where free."""
-        positions, counts, groups, species = [], [], [], []
-        for target in targets:
-            template = target.template
-            if template is None:
-                raise InputError("DiffCSP++ needs a template: a group and Wyckoff positions", "")
-            if template.species is None and not self.generates:
-                raise InputError(
-                    "these weights predict: the template must name the species of each position",
-                    "use generate weights of the same family",
-                )
-            positions += template.positions
-            counts.append(len(template.positions))
-            groups.append(template.space_group)
-            species += template.species or [0] * len(template.positions)
-        return tuple(torch.tensor(x) for x in (positions, counts, groups, species))  # type: ignore[return-value]
 
     def _excluded(self, targets: Sequence[Target], given: Tensor, unit: Unit) -> Tensor:
         """Elements each orbit may not be, (O, 100) bool: not asked for, or not the given one."""
@@ -294,9 +248,63 @@ class DiffCSPPlus(nn.Module):
         return torch.where(known > 0, element != known, orbit)
 
 
-def _crystal_loss(
-    error: Tensor, free: Tensor, weight: float, layout: Layout | None
-) -> LossTerm:
+def unit_of(position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
+    """Everything fixed of a batch: ``position`` (O,), ``n_orbits`` (C,), ``groups`` (C,)."""
+    device = position.device
+    orbits = orbits_of(position, n_orbits)
+    table, rows = tables(), groups.cpu() - 1
+    free = torch.tensor(table.lattice_free)[rows].to(device)
+    fixed = torch.tensor(table.lattice_fixed, dtype=torch.float32)[rows].to(device)
+    centring = centring_index()[rows + 1].to(device)
+    points = n_lattice_points()[rows + 1].to(device)
+    sites = sites_of(orbits)
+    atoms = (sites.atoms.n_atoms * points).float()
+    offset = torch.zeros(len(groups), 6, device=device)
+    offset[:, 5] = (VOLUME_MEAN + atoms.log() / math.sqrt(3)) / SCALE[5]
+    return Unit(
+        sites.layout,
+        sites,
+        free,
+        torch.where(free, 0.0, fixed / _scale(device)),
+        offset,
+        F.one_hot(centring, len(CENTRINGS)).float(),
+    )
+
+
+def _scale(device: torch.device) -> Tensor:
+    return torch.tensor(SCALE, device=device)
+
+
+def _templates(targets: Sequence[Target], generates: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions (O,), orbits of each crystal, groups, and species (O,), 0 where free."""
+    positions: list[int] = []
+    species: list[int] = []
+    counts, groups = [], []
+    for target in targets:
+        template = target.template
+        if template is None:
+            raise InputError(
+                "these weights need a template: a space group and Wyckoff positions",
+                "name them, or use weights of another family",
+            )
+        if template.species is None and not generates:
+            raise InputError(
+                "these weights predict: the template must name the species of each position",
+                "use generate weights of the same family",
+            )
+        positions += template.positions
+        counts.append(len(template.positions))
+        groups.append(template.space_group)
+        species += template.species or [0] * len(template.positions)
+    return (
+        torch.tensor(positions),
+        torch.tensor(counts),
+        torch.tensor(groups),
+        torch.tensor(species),
+    )
+
+
+def _crystal_loss(error: Tensor, free: Tensor, weight: float, layout: Layout | None) -> LossTerm:
     """Squared error over what is free, averaged within each crystal, summed over crystals.
 
     ``layout`` None: the rows are crystals.

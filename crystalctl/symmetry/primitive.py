@@ -28,7 +28,7 @@ CENTRINGS = tuple(_BASIS)
 @cache
 def primitive_basis(centring: str) -> Floats:
     """Rows a, b, c of a primitive cell in the conventional basis, (3, 3)."""
-    return np.array(_BASIS[centring])
+    return np.array(_BASIS[centring], dtype=float)
 
 
 @cache

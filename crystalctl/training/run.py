@@ -61,7 +61,9 @@ def train(
         val_part = None if held is None else _form(held, symmetric, val or data)
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
-        model = FAMILIES[family].load()(model_config, Statistics.of(trained.crystals, train_part.layout))
+        model = FAMILIES[family].load()(
+            model_config, Statistics.of(trained.crystals, train_part.layout)
+        )
         logbook = Logbook(out / "metrics.jsonl", active=group.rank == 0, progress=progress)
         trainer = Trainer(
             model,

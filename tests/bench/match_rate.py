@@ -2,7 +2,8 @@
 
     python tests/bench/match_rate.py WEIGHTS TEST.safetensors --entries 300 --k 20 --steps 100
 
-Each test entry's own composition and number of atoms are given. Prints, for k = 1 and ``--k``, the
+Each test entry's own composition and number of atoms are given, and to DiffCSP++ its true template
+(group, Wyckoff positions and the species on them), which is the published comparison. Prints, for k = 1 and ``--k``, the
 match rate and RMSE ungated, gated on both (the published k = 1) and on the prediction (the
 published k = 20), as JSON. ``--train FILE`` adds the numbers without the entries that have a
 matching structure of the same composition in that dataset.
@@ -23,7 +24,7 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from crystalctl.checkpoint import load_model
-from crystalctl.crystal.batch import Crystals, Target
+from crystalctl.crystal.batch import Crystals, Target, Template
 from crystalctl.crystal.convert import to_structures
 from crystalctl.data.datasets import Dataset
 from crystalctl.diffusion.noise import NoiseSource
@@ -39,22 +40,34 @@ def composition(numbers: torch.Tensor) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
+def target_of(crystal: Crystals) -> Target:
+    """What is told of one true crystal: its composition, or its template where it has orbits."""
+    orbits, group = crystal.layout.orbits, crystal.layout.space_group
+    if orbits is None or group is None:
+        return Target(composition=composition(crystal.species))
+    species = orbits.at_anchors(crystal.species).tolist()
+    return Target(template=Template(int(group), tuple(orbits.position.tolist()), tuple(species)))
+
+
 def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> list[list[Crystals]]:
     """``k`` samples for each crystal of ``truth``; same-size entries share batches."""
     device = pick_device(options.device)
     wanted = [
-        (len(numbers), row, repeat, composition(numbers))
-        for row, numbers in enumerate(truth.species.split(truth.layout.counts))
+        (pairs, row, repeat, target_of(one))
+        for row, (pairs, one) in enumerate(
+            zip(truth.layout.pair_counts.tolist(), truth.split(), strict=True)
+        )
         for repeat in range(k)
     ]
     wanted.sort(key=lambda item: item[:3])
     found: list[list[Crystals | None]] = [[None] * k for _ in range(len(truth))]
     start, done = time.monotonic(), 0
     while done < len(wanted):
-        size = max(1, options.edges // wanted[done][0] ** 2)
-        batch = [item for item in wanted[done : done + size] if item[0] == wanted[done][0]]
+        pairs = wanted[done][0]
+        batch = wanted[done : done + max(1, options.edges // pairs)]
+        batch = [item for item in batch if item[0] == pairs]
         stream = torch.tensor([row * 1000 + repeat for _, row, repeat, _ in batch], device=device)
-        targets = [Target(composition=counts) for *_, counts in batch]
+        targets = [target for *_, target in batch]
         crystals = model.sample(targets, NoiseSource(options.seed, stream), steps=options.steps)
         for (_, row, repeat, _), crystal in zip(batch, crystals.to("cpu").split(), strict=True):
             found[row][repeat] = crystal
@@ -144,7 +157,12 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     loaded = load_model(options.weights, task="predict", device=pick_device(options.device))
-    test = Dataset.load(options.test).crystals
+    dataset = Dataset.load(options.test)
+    test = dataset.crystals
+    if loaded.meta["family"] == "diffcsp_pp":
+        if dataset.standard is None:
+            raise SystemExit(f"{options.test} has no orbits: prepare it again")
+        test = dataset.standard.crystals
     if options.entries:
         generator = torch.Generator().manual_seed(options.shuffle_seed)
         order = torch.randperm(len(test), generator=generator)

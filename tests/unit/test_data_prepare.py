@@ -217,7 +217,7 @@ def test_parallel_equals_serial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(prepare_module, "SERIAL_BELOW", 1)
     seen: list[tuple[int, int]] = []
     parallel = prepare([path], jobs=2, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (40, 40)
+    assert seen[-1] == (80, 80)
     assert len(seen) == 5
     assert parallel.ids == serial.ids
     assert parallel.meta == serial.meta

@@ -20,7 +20,7 @@ from crystalctl.checkpoint import load_model, read_file
 from crystalctl.errors import DataError, InputError, TrainingError
 from crystalctl.models.diffcsp import DiffCSP
 from crystalctl.training.loop import Trainer
-from crystalctl.training.run import _crystals, train
+from crystalctl.training.run import _datasets, train
 from crystalctl.training.store import BEST, LATEST, STATE
 
 CLOCK = {"time", "seconds", "eta_s", "structures_per_s"}
@@ -285,7 +285,7 @@ def test_rows_held_out_are_never_trained_on(tmp_path):
     dataset_of(crystals, [3] * 7).save(only_test)
     sizes = []
     for data, val in ((marked, None), (marked, marked), (marked, only_test), (only_test, None)):
-        train_part, val_part = _crystals(data, val, 0)
+        train_part, val_part = _datasets(data, val, 0)
         sizes.append((len(train_part), None if val_part is None else len(val_part)))
     assert sizes == [(3, 3), (3, 3), (3, 7), (7, None)]
 
@@ -311,7 +311,7 @@ class Block:
             raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
 sys.meta_path.insert(0, Block())
 from pathlib import Path
-from crystalctl.training.run import _crystals, train
+from crystalctl.training.run import _datasets, train
 train("diffcsp", data=Path({data!r}), out=Path({out!r}), settings={settings!r}, device="cpu")
 """
 
