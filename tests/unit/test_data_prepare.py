@@ -218,7 +218,7 @@ def test_parallel_equals_serial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     seen: list[tuple[int, int]] = []
     parallel = prepare([path], jobs=2, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (80, 80)
-    assert len(seen) == 5
+    assert len(seen) == 6
     assert parallel.ids == serial.ids
     assert parallel.meta == serial.meta
     assert torch.equal(parallel.crystals.lattice, serial.crystals.lattice)
