@@ -24,6 +24,7 @@ from crystalctl.data.records import (
     parse_row,
     row_id,
 )
+from crystalctl.symmetry.standard import LADDER_ANG, NoSymmetry, Standard, standardise
 
 MIN_VOLUME = 0.1
 """Smallest cell volume accepted, Å³."""
@@ -69,6 +70,7 @@ class Chunk:
     ids: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
     labels: list[dict[str, float | None]] = field(default_factory=list)
+    standard: list[Standard | str] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     too_large: int = 0
     not_reduced: list[str] = field(default_factory=list)
@@ -85,6 +87,7 @@ class Cell:
     wyckoff: NDArray[np.int64]
     orbit: NDArray[np.int64]
     reduced: bool
+    standard: Standard | str
 
 
 def prepare_chunk(rows: Sequence[RawRow], options: Options) -> Chunk:
@@ -136,6 +139,7 @@ def _pack(done: Sequence[tuple[Cell, Entry]], options: Options) -> Chunk:
         [e.id for _, e in done],
         [options.split or e.split for _, e in done],
         [e.labels for _, e in done],
+        [c.standard for c in cells],
         not_reduced=[e.id for c, e in done if not c.reduced],
     )
 
@@ -154,8 +158,18 @@ def standard_cell(entry: Entry, options: Options) -> Cell:
     _check_geometry(lattice, frac)
     frac = frac - np.floor(frac)
     frac = np.where(frac.astype(np.float32) >= 1.0, 0.0, frac)
-    number, wyckoff, orbit = symmetry(lattice, frac, numbers, options.symprec)
-    return Cell(lattice, frac, numbers, number, wyckoff, orbit, reduced)
+    import spglib
+
+    structure = (lattice, frac, numbers)
+    facts = _ask(spglib.get_symmetry_dataset, structure, symprec=options.symprec)
+    number, wyckoff, orbit = symmetry(facts, len(numbers))
+    ladder = (options.symprec, *(step for step in LADDER_ANG if step != options.symprec))
+    standard: Standard | str
+    try:
+        standard = standardise(*structure, ladder, known=facts)
+    except NoSymmetry as verdict:
+        standard = str(verdict)
+    return Cell(*structure, number, wyckoff, orbit, reduced, standard)
 
 
 def niggli(lattice: Array, frac: Array) -> tuple[Array, Array, bool]:
@@ -206,19 +220,14 @@ def _turned(lattice: Array) -> Array:
     return lattice_matrix(np.concatenate([lengths, angles]))
 
 
-def symmetry(
-    lattice: Array, frac: Array, numbers: NDArray[np.int64], symprec: float
-) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+def symmetry(facts: Any, n_atoms: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
     """Space group number, Wyckoff letter index and orbit of each atom; (0, 0s, own number) if none.
 
-    ``orbit`` is the number of the first atom that the symmetry of the crystal maps here.
+    ``facts`` is spglib's dataset or None; ``orbit`` the number of the first atom that the symmetry
+    of the crystal maps here.
     """
-    import spglib
-
-    nothing = 0, np.zeros(len(numbers), dtype=np.int64), np.arange(len(numbers))
-    facts = _ask(spglib.get_symmetry_dataset, (lattice, frac, numbers), symprec=symprec)
     if facts is None:
-        return nothing
+        return 0, np.zeros(n_atoms, dtype=np.int64), np.arange(n_atoms)
     wyckoff = np.array([26 if w == "A" else ord(w) - ord("a") for w in facts.wyckoffs])
     _, first, member = np.unique(
         facts.crystallographic_orbits, return_index=True, return_inverse=True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from crystalctl.data.records import RawRow
 from crystalctl.data.standard import Standard
 from crystalctl.data.summary import count_reasons
 from crystalctl.errors import DataError
-from crystalctl.symmetry.detect import detect
+from crystalctl.symmetry.detect import pack
 from crystalctl.symmetry.workers import worker_pool
 
 CHUNK = 64
@@ -29,7 +28,7 @@ SERIAL_BELOW = 256
 """With fewer rows than this, starting worker processes costs more than it saves."""
 
 Progress = Callable[[int, int], None]
-"""Called with the work done and in all: each row counts twice, for its cell and its orbits."""
+"""Called with the number of rows done and the number of rows in all."""
 
 
 def prepare(
@@ -55,21 +54,8 @@ def prepare(
         done[number] = chunk
         finished += len(chunks[number])
         if progress is not None:
-            progress(finished, 2 * len(rows))
-    dataset = _collect([c for c in done if c is not None], sources, len(rows), options)
-    if progress is None:
-        return _with_orbits(dataset, jobs, None)
-    half = progress
-    return _with_orbits(
-        dataset, jobs, lambda i, of: half(len(rows) * (of + i) // of, 2 * len(rows))
-    )
-
-
-def _with_orbits(dataset: Dataset, jobs: int, progress: Progress | None) -> Dataset:
-    """Add the conventional cells; the meta data say why some structures have none."""
-    found = detect(dataset.crystals, jobs=jobs, progress=progress)
-    standard = Standard(found.crystals, found.source)
-    return replace(dataset, standard=standard, meta={**dataset.meta, "no_orbits": found.reasons})
+            progress(finished, len(rows))
+    return _collect([c for c in done if c is not None], sources, len(rows), options)
 
 
 def _serial(
@@ -113,6 +99,7 @@ def _collect(
         torch.from_numpy(np.concatenate([c.frac for c in chunks])).float(),
         torch.from_numpy(np.concatenate([c.species for c in chunks])),
     )
+    found = pack([one for chunk in chunks for one in chunk.standard], torch.float32)
     meta = {
         "source": [str(source) for source in sources],
         "symprec": options.symprec,
@@ -123,6 +110,7 @@ def _collect(
         "too_large": too_large,
         "not_reduced": [name for chunk in chunks for name in chunk.not_reduced],
         "no_symmetry": int((space_group == 0).sum()),
+        "no_orbits": found.reasons,
         "repeated_ids": len(ids) - len(set(ids)),
         "ignored_columns": ignored,
     }
@@ -135,6 +123,7 @@ def _collect(
         torch.from_numpy(np.concatenate([c.orbit for c in chunks])).to(torch.int16),
         properties,
         meta,
+        Standard(found.crystals, found.source),
     )
 
 

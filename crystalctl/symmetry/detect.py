@@ -76,9 +76,7 @@ def detect(
         found += part
         if progress is not None:
             progress(len(found), len(structures))
-    failures = [(row, one) for row, one in enumerate(found) if isinstance(one, str)]
-    good = [(row, one) for row, one in enumerate(found) if isinstance(one, Standard)]
-    return _pack(good, failures, crystals.frac.dtype)
+    return pack(found, crystals.frac.dtype)
 
 
 def _chunks(structures: Sequence[Structure]) -> list[Sequence[Structure]]:
@@ -100,10 +98,13 @@ def _parallel(
         yield from pool.map(standardise_all, chunks, [ladder] * len(chunks))
 
 
-def _pack(
-    good: Sequence[tuple[int, Standard]], failures: list[tuple[int, str]], dtype: torch.dtype
-) -> Detected:
-    """One batch of all that worked; the atoms are placed from their anchors."""
+def pack(found: Sequence[Standard | str], dtype: torch.dtype) -> Detected:
+    """One batch of all structures that worked, from the answers of ``standardise_all``.
+
+    The atoms are placed from their anchors.
+    """
+    failures = [(row, one) for row, one in enumerate(found) if isinstance(one, str)]
+    good = [(row, one) for row, one in enumerate(found) if isinstance(one, Standard)]
 
     def packed(arrays: Sequence[Floats | Ints], shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(shape))

@@ -52,18 +52,26 @@ class NoSymmetry(Exception):  # noqa: N818 (a verdict about a structure, not an 
 
 
 def standardise(
-    lattice: Floats, frac: Floats, numbers: Ints, ladder: Sequence[float] = LADDER_ANG
+    lattice: Floats,
+    frac: Floats,
+    numbers: Ints,
+    ladder: Sequence[float] = LADDER_ANG,
+    *,
+    known: Any = None,
 ) -> Standard:
     """Find group, standard cell and orbits of lattice (3, 3), frac (N, 3), numbers (N,).
 
-    Raises ``NoSymmetry`` with the reason at the first tolerance when none of the ladder works.
+    ``known`` is spglib's dataset at the first tolerance, where it is at hand. Raises
+    ``NoSymmetry`` with the reason at the first tolerance when none of the ladder works.
     """
     # spglib reports to stderr each time it tightens a tolerance; its C code reads this.
     os.environ.setdefault("SPGLIB_WARNING", "OFF")
     first: NoSymmetry | None = None
     for symprec in ladder:
         try:
-            return _at_tolerance(lattice, frac, numbers, symprec)
+            facts = known or _dataset(lattice, frac, numbers, symprec)
+            known = None
+            return _at_tolerance((lattice, frac, numbers), facts, symprec)
         except NoSymmetry as verdict:
             first = first or verdict
     raise first or NoSymmetry("no tolerance given")
@@ -82,8 +90,8 @@ def standardise_all(
     return answers
 
 
-def _at_tolerance(lattice: Floats, frac: Floats, numbers: Ints, symprec: float) -> Standard:
-    facts = _dataset(lattice, frac, numbers, symprec)
+def _at_tolerance(structure: Structure, facts: Any, symprec: float) -> Standard:
+    lattice, frac, numbers = structure
     table = tables()
     number = int(facts.number)
     if int(facts.hall_number) != table.hall_spglib[number - 1]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import spglib
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,13 +164,13 @@ def test_symmetry_facts_of_spinel_like_sites(tmp_path: Path) -> None:
     assert bool((orbit <= torch.arange(14)).all())
 
 
+@pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING")
 def test_general_position_letter_above_z() -> None:
     structure = Structure.from_spacegroup(
         "Pmmm", Lattice.orthorhombic(5, 6, 7), ["Si"], [[0.1, 0.2, 0.3]]
     )
-    number, wyckoff, orbit = symmetry(
-        structure.lattice.matrix, structure.frac_coords, np.full(8, 14), 0.01
-    )
+    cell = (structure.lattice.matrix, structure.frac_coords, np.full(8, 14))
+    number, wyckoff, orbit = symmetry(spglib.get_symmetry_dataset(cell, symprec=0.01), 8)
     assert number == 47
     assert wyckoff.tolist() == [26] * 8
     assert orbit.tolist() == [0] * 8
@@ -217,10 +218,14 @@ def test_parallel_equals_serial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(prepare_module, "SERIAL_BELOW", 1)
     seen: list[tuple[int, int]] = []
     parallel = prepare([path], jobs=2, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (80, 80)
-    assert len(seen) == 6
+    assert seen[-1] == (40, 40)
+    assert len(seen) == 5
     assert parallel.ids == serial.ids
     assert parallel.meta == serial.meta
+    assert parallel.standard is not None
+    assert serial.standard is not None
+    assert torch.equal(parallel.standard.source, serial.standard.source)
+    assert torch.equal(parallel.standard.crystals.frac, serial.standard.crystals.frac)
     assert torch.equal(parallel.crystals.lattice, serial.crystals.lattice)
     assert torch.equal(parallel.properties["size"], serial.properties["size"])
 
@@ -272,3 +277,27 @@ def test_an_id_that_cannot_be_encoded_does_not_lose_the_dataset(tmp_path: Path) 
     dataset = prepare([source(tmp_path, [row(id="\ud800x"), row(id="fine")])])
     dataset.save(tmp_path / "set.safetensors")
     assert Dataset.load(tmp_path / "set.safetensors").ids == ["?x", "fine"]
+
+
+def test_conventional_cells_are_kept_and_read_back(tmp_path: Path) -> None:
+    salt = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3]
+    )
+    rutile = Structure.from_spacegroup(
+        "P4_2/mnm", Lattice.tetragonal(4.6, 2.96), ["Ti", "O"], [[0] * 3, [0.305, 0.305, 0]]
+    )
+    rows = [{"id": k, "structure": s.as_dict()} for k, s in (("salt", salt), ("rutile", rutile))]
+    dataset = prepare([source(tmp_path, rows)], Options(primitive=True), jobs=1)
+    dataset.save(tmp_path / "d.safetensors")
+    both = Dataset.load(tmp_path / "d.safetensors")
+    assert both.standard is not None
+    assert both.standard.crystals.layout.space_group.tolist() == [225, 136]
+    assert both.standard.crystals.layout.counts == [8, 6]
+    last = both.select(torch.tensor([1])).standard
+    assert last is not None
+    assert last.source.tolist() == [0]
+    assert last.crystals.layout.orbits.multiplicity.tolist() == [2, 4]
+    assert sorted(last.crystals.species.tolist()) == [8] * 4 + [22] * 2
+    expected = rutile.lattice.matrix @ rutile.lattice.matrix.T
+    found = last.crystals.lattice[0].double().numpy()
+    assert np.allclose(found @ found.T, expected, atol=1e-4)
