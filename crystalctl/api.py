@@ -17,7 +17,10 @@ from crystalctl.planning import (
     parse_units,
     plan_generate,
     plan_predict,
+    plan_symmetric,
+    plan_templates,
 )
+from crystalctl.templating import Symmetry, parse_symmetry
 
 if TYPE_CHECKING:
     from crystalctl.analysis.ranking import Candidate
@@ -66,6 +69,8 @@ class Options:
     """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""
     on_folder: Callable[[Path], None] | None = None
     """Told the run folder once it exists, so that an interrupted user can be told too."""
+    on_note: Callable[[str], None] | None = None
+    """Told what the user should know before the sampling starts."""
 
 
 def predict(
@@ -74,13 +79,17 @@ def predict(
     n: int = 20,
     z: str = "auto",
     num_atoms: int | None = None,
+    spacegroup: str | int | Sequence[str | int] | None = None,
+    wyckoff: str | None = None,
+    allow_supergroup: bool = False,
     **options: Any,
 ) -> Result:
     """Predict structures of one or several formulas: ``n`` samples for each, merged and ranked.
 
-    ``z``: "auto" or "1,2,4" reduced formula units; ``num_atoms``: atoms in the cell instead. See
-    ``Options`` for the others. Without ``out`` nothing is written. Raises ``InputError`` for a
-    request that cannot be carried out.
+    ``z``: "auto" or "1,2,4" reduced formula units; ``num_atoms``: atoms in the cell instead (of the
+    primitive cell within a ``spacegroup``, which is given as for ``generate``). See ``Options`` for
+    the others. Without ``out`` nothing is written. Raises ``InputError`` for a request that cannot
+    be carried out.
     """
     chosen = Options(**options)
     wanted = _parse_formulas([formulas] if isinstance(formulas, str) else list(formulas))
@@ -98,12 +107,17 @@ def predict(
         # Only the automatic choice of z depends on how the formula was written.
         "written_units": [f.factor for f in wanted] if units is None else None,
     }
+    symmetry = parse_symmetry(_listed(spacegroup), wyckoff, allow_supergroup=allow_supergroup)
+    request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     name = wanted[0].reduced + (f"-and-{len(wanted) - 1}-more" if len(wanted) > 1 else "")
 
     def plan(statistics: Statistics) -> list[Sample]:
-        return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
+        if symmetry is None and not statistics.templates:
+            return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
+        return plan_templates(wanted, n, statistics, symmetry, units=units, num_atoms=num_atoms)
 
-    return _run(request, plan, name, chosen, needs={"composition"})
+    needs = {"composition"} | ({"space_group"} if symmetry is not None else set())
+    return _run(request, plan, name, chosen, needs=needs)
 
 
 def generate(
@@ -112,12 +126,18 @@ def generate(
     num_atoms: str | int | None = None,
     elements: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    spacegroup: str | int | Sequence[str | int] | None = None,
+    wyckoff: str | None = None,
+    allow_supergroup: bool = False,
     **options: Any,
 ) -> Result:
     """Generate crystals from scratch: ``n`` samples, merged and ranked.
 
     ``num_atoms``: "8", "4,6,8" or "4-12"; ``elements``: the only ones allowed; ``exclude``: those
-    left out. See ``Options`` for the others. Raises ``InputError`` for an impossible request.
+    left out. ``spacegroup``: numbers, Hermann-Mauguin symbols, a crystal system or "any"; then
+    ``num_atoms`` counts the primitive cell. ``wyckoff``: the positions to occupy, "4a,4b".
+    ``allow_supergroup`` keeps structures that came out with more symmetry. See ``Options`` for the
+    others. Raises ``InputError`` for an impossible request.
     """
     chosen = Options(**options)
     sizes = None if num_atoms is None else parse_atom_numbers(str(num_atoms))
@@ -132,6 +152,8 @@ def generate(
         "elements": None if allowed is None else sorted(allowed),
         "exclude": sorted(excluded),
     }
+    symmetry = parse_symmetry(_listed(spacegroup), wyckoff, allow_supergroup=allow_supergroup)
+    request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
 
     def plan(statistics: Statistics) -> list[Sample]:
         kept = allowed
@@ -139,11 +161,42 @@ def generate(
             kept = frozenset(statistics.elements if allowed is None else allowed) - excluded
             if not kept:
                 raise InputError("--exclude leaves no element", "exclude fewer")
+        if symmetry is not None or statistics.templates:
+            return _plan_symmetric(symmetry, n, statistics, sizes, kept, chosen)
         return plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
 
     needs = {"elements"} if allowed is not None or excluded else set()
     needs |= {"n_atoms"} if sizes is not None else set()
+    needs |= {"space_group"} if symmetry is not None else set()
     return _run(request, plan, "generated", chosen, needs=needs)
+
+
+def _plan_symmetric(
+    symmetry: Symmetry | None,
+    n: int,
+    statistics: Statistics,
+    sizes: Sequence[int] | None,
+    elements: frozenset[int] | None,
+    options: Options,
+) -> list[Sample]:
+    """Samples within groups; without a wish for a group, of all groups as in the training data."""
+    wish = symmetry or parse_symmetry(["any"], allow_supergroup=True)
+    assert wish is not None
+    samples, unknown = plan_symmetric(
+        n, statistics, wish, num_atoms=sizes, elements=elements, seed=options.seed
+    )
+    if unknown and options.on_note is not None:
+        shown = ", ".join(str(g) for g in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        options.on_note(
+            f"no training structure fits in group {shown}: Wyckoff positions are combined freely"
+        )
+    return samples
+
+
+def _listed(value: str | int | Sequence[str | int] | None) -> list[str | int] | None:
+    if value is None:
+        return None
+    return [value] if isinstance(value, str | int) else list(value)
 
 
 def load_model(name_or_path: str, *, task: str, device: str = "auto") -> LoadedModel:
@@ -214,6 +267,7 @@ _WORDS = {
     "composition": "a composition (it draws its own)",
     "elements": "a set of elements",
     "n_atoms": "a number of atoms",
+    "space_group": "a space group",
 }
 
 
@@ -294,10 +348,10 @@ def _draw_and_rank(
     from crystalctl.analysis.ranking import rank_samples
     from crystalctl.io.ranked import write_ranking
     from crystalctl.io.structures import parse_formats
-    from crystalctl.sampling import draw
+    from crystalctl.sampling import draw_exact
 
     report = options.on_progress or (lambda stage, done, total: None)
-    crystals = draw(
+    crystals = draw_exact(
         loaded.model,
         samples,
         seed=options.seed,

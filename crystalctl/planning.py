@@ -18,6 +18,7 @@ from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
     from crystalctl.data.statistics import Statistics
+    from crystalctl.templating import Chosen, Symmetry
 
 AUTO_UNITS = 4
 AUTO_ATOMS = 20
@@ -45,6 +46,9 @@ class Sample:
     z: int | None = None
     composition: Mapping[int, int] | None = None
     elements: frozenset[int] | None = None
+    template: Chosen | None = None
+    exact: bool = True
+    """With a template: a structure that has more symmetry is drawn again, then set aside."""
 
     @property
     def stream(self) -> int:
@@ -207,6 +211,103 @@ def plan_predict(
     return samples
 
 
+def plan_templates(
+    formulas: Sequence[Formula],
+    n: int,
+    statistics: Statistics,
+    symmetry: Symmetry | None,
+    *,
+    units: Sequence[int] | None = None,
+    num_atoms: int | None = None,
+) -> list[Sample]:
+    """The samples of a prediction within templates: ``n`` for each formula.
+
+    Each number of formula units gets its share; within it the templates take turns, the likeliest
+    first. Without ``symmetry`` they are those of the training data. Raises ``InputError`` when
+    nothing fits.
+    """
+    from crystalctl.templating import known_templates, predict_templates, refuse_composition
+
+    samples: list[Sample] = []
+    for formula in formulas:
+        chosen = choose_units(formula, statistics, units=units, num_atoms=num_atoms)
+        found = {}
+        for z in chosen:
+            composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
+            ways = (
+                known_templates(composition, statistics, n)
+                if symmetry is None
+                else predict_templates(symmetry, composition, statistics, n)
+            )
+            if ways:
+                found[z] = composition, ways
+        if not found and symmetry is not None:
+            raise refuse_composition(symmetry, formula.unit, chosen, statistics.max_atoms)
+        if not found:
+            raise InputError(
+                f"no template of the training data fits {formula.reduced}",
+                "name a --spacegroup, other --z, or use --model diffcsp",
+            )
+        shares = spread(n, list(found), unit_prior(formula, statistics))
+        for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
+            for k in range(share):
+                way = ways[k % len(ways)]
+                samples.append(
+                    Sample(
+                        len(samples) + 1,
+                        f"{reduced_key(formula.unit)}|{way.key}",
+                        formula.reduced,
+                        z * formula.unit_atoms,
+                        k,
+                        z=z,
+                        composition=composition,
+                        template=way,
+                        exact=symmetry is None or not symmetry.allow_supergroup,
+                    )
+                )
+    return samples
+
+
+def plan_symmetric(
+    n: int,
+    statistics: Statistics,
+    symmetry: Symmetry,
+    *,
+    num_atoms: Sequence[int] | None = None,
+    elements: frozenset[int] | None = None,
+    seed: int = 0,
+) -> tuple[list[Sample], list[int]]:
+    """The samples of a generation within space groups, and the groups without known templates.
+
+    Raises ``InputError`` for sizes no positions add up to and elements beyond the weights.
+    """
+    from crystalctl.templating import generate_templates
+
+    _check_elements(elements, statistics)
+    chosen, unknown = generate_templates(symmetry, n, statistics, num_atoms=num_atoms, seed=seed)
+    samples = [
+        Sample(
+            k + 1,
+            f"generate:{template.key}:{name_of(dict.fromkeys(sorted(elements or ()), 1))}",
+            "generated",
+            template.n_atoms,
+            k,
+            elements=elements,
+            template=template,
+            exact=not symmetry.allow_supergroup,
+        )
+        for k, template in enumerate(chosen)
+    ]
+    return samples, unknown
+
+
+def _check_elements(elements: frozenset[int] | None, statistics: Statistics) -> None:
+    unknown = sorted((elements or frozenset()).difference(statistics.elements))
+    if unknown:
+        names = ", ".join(symbol_of(z) for z in unknown)
+        raise InputError(f"the weights have never seen {names}", "leave them out of --elements")
+
+
 def plan_generate(
     n: int,
     statistics: Statistics,
@@ -229,10 +330,7 @@ def plan_generate(
             f"{statistics.max_atoms}",
             f"give numbers from 1 to {statistics.max_atoms}",
         )
-    unknown = sorted((elements or frozenset()).difference(statistics.elements))
-    if unknown:
-        names = ", ".join(symbol_of(z) for z in unknown)
-        raise InputError(f"the weights have never seen {names}", "leave them out of --elements")
+    _check_elements(elements, statistics)
     weights = [statistics.n_atoms.get(size, 0) for size in allowed]
     if not any(weights):
         weights = [1] * len(allowed)

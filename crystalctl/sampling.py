@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crystalctl.crystal.batch import Crystals, Layout, Target
+from crystalctl.analysis.exact import found_group, orbit_cell
+from crystalctl.analysis.validity import invalid_reason
+from crystalctl.crystal.batch import Crystals, Layout, Target, Template
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import CrystalctlError
 from crystalctl.planning import Sample, tiles
+from crystalctl.symmetry.wyckoff import orbits_of
 
 if TYPE_CHECKING:
     from crystalctl.io.results import RunFolder
 
+REDRAWS = 3
+"""How often a sample with too much symmetry is drawn again."""
 _UNITS = 1000
 """Progress is counted in thousandths of a sample."""
 
@@ -28,16 +34,18 @@ def draw(
     device: torch.device,
     run: RunFolder | None = None,
     batch_size: int | None = None,
+    first_tile: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[int, Crystals]:
     """Crystals of all samples by sample number, each a batch of one on the CPU.
 
     Tiles that ``run`` already holds are read back. ``batch_size`` only limits how many are drawn at
-    once. Raises ``CrystalctlError`` when one crystal alone does not fit into memory.
+    once; ``first_tile`` numbers the tiles of the run. Raises ``CrystalctlError`` when one crystal
+    alone does not fit into memory.
     """
     total = _UNITS * len(samples)
     found: dict[int, Crystals] = {}
-    for index, tile in enumerate(tiles(samples, device.type)):
+    for index, tile in enumerate(tiles(samples, device.type), start=first_tile):
         done = _UNITS * len(found)
         crystals = _kept(run, index, tile)
         if crystals is None:
@@ -60,6 +68,43 @@ def draw(
         found |= {sample.number: part for sample, part in zip(tile, parts, strict=True)}
         on_progress("sampling", _UNITS * len(found), total)
     return found
+
+
+def draw_exact(
+    model: Any,
+    samples: Sequence[Sample],
+    *,
+    device: torch.device,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **options: Any,
+) -> dict[int, Crystals]:
+    """As ``draw``; samples that came out with more symmetry than asked for are drawn again.
+
+    Up to ``REDRAWS`` times, each with its own random stream; what is left then is set aside by the
+    ranking.
+    """
+    found = draw(model, samples, device=device, on_progress=on_progress, **options)
+    wrong = [s for s in samples if more_symmetric(s, found[s.number])]
+    first = len(tiles(samples, device.type))
+    for attempt in range(1, REDRAWS + 1):
+        if not wrong:
+            break
+        again = [replace(s, key=f"{s.key}|again {attempt}") for s in wrong]
+        new = draw(model, again, device=device, first_tile=first, **options)
+        first += len(tiles(again, device.type))
+        found |= new
+        wrong = [s for s in wrong if more_symmetric(s, new[s.number])]
+    return found
+
+
+def more_symmetric(sample: Sample, crystal: Crystals) -> bool:
+    """Whether a possible structure has another group than the one it must have exactly."""
+    if sample.template is None or not sample.exact:
+        return False
+    if invalid_reason(crystal.lattice[0].double().numpy(), crystal.frac.double().numpy()):
+        return False
+    cell = orbit_cell(crystal)
+    return cell is not None and found_group(cell.structure) != cell.number
 
 
 def _draw_tile(
@@ -105,7 +150,14 @@ def _draw_tile(
 
 
 def _target(sample: Sample) -> Target:
-    return Target(composition=sample.composition, n_atoms=sample.n_atoms, elements=sample.elements)
+    chosen = sample.template
+    template = None if chosen is None else Template(chosen.group, chosen.rows, chosen.species)
+    return Target(
+        composition=sample.composition,
+        n_atoms=sample.n_atoms,
+        elements=sample.elements,
+        template=template,
+    )
 
 
 def _tensors(crystals: Crystals, tile: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -115,6 +167,17 @@ def _tensors(crystals: Crystals, tile: Sequence[Sample]) -> dict[str, torch.Tens
         "lattice": crystals.lattice.contiguous().clone(),
         "frac": crystals.frac.contiguous().clone(),
         "species": crystals.species.contiguous().clone(),
+    } | _orbit_tensors(crystals.layout)
+
+
+def _orbit_tensors(layout: Layout) -> dict[str, torch.Tensor]:
+    """What gives the orbits back; nothing for crystals without."""
+    if layout.orbits is None or layout.space_group is None:
+        return {}
+    return {
+        "space_group": layout.space_group.clone(),
+        "n_orbits": layout.orbits.n_orbits.clone(),
+        "position": layout.orbits.position.clone(),
     }
 
 
@@ -123,4 +186,7 @@ def _kept(run: RunFolder | None, index: int, tile: Sequence[Sample]) -> Crystals
     if tensors is None or tensors["number"].tolist() != [s.number for s in tile]:
         return None
     layout = Layout(tensors["n_atoms"])
+    if "position" in tensors:
+        orbits = orbits_of(tensors["position"], tensors["n_orbits"])
+        layout = Layout(tensors["n_atoms"], tensors["space_group"], orbits)
     return Crystals(layout, tensors["lattice"], tensors["frac"], tensors["species"])

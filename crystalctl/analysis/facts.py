@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from crystalctl.analysis.exact import SYMPREC_ANG, OrbitCell, found_group
 from crystalctl.analysis.symmetrise import Symmetric, symmetrise
 from crystalctl.analysis.validity import invalid_reason
 
@@ -45,5 +46,23 @@ def sample_facts(lattice: Any, frac: Any, species: list[int]) -> Facts:
 
 def with_symmetry(facts: Facts) -> Facts:
     """The same facts with the space group and the symmetrised conventional cell."""
+    if facts.symmetric is not None:
+        return facts
     symmetric = symmetrise(facts.structure)
     return Facts("", facts.structure, facts.formula, symmetric, facts.density)
+
+
+def facts_within_group(cell: OrbitCell, *, exact: bool) -> Facts:
+    """Facts of a sample that was drawn within a group.
+
+    With ``exact`` it must have that group and no more; without, what is found is reported.
+    """
+    structure = cell.structure
+    reason = invalid_reason(structure.lattice.matrix, structure.frac_coords)
+    if reason:
+        return Facts(reason)
+    facts = Facts("", structure, structure.composition.reduced_formula, None, structure.density)
+    if found_group(structure) == cell.number:
+        symmetric = Symmetric(structure, cell.number, cell.symbol, SYMPREC_ANG, cell)
+        return replace(facts, symmetric=symmetric)
+    return Facts("more symmetric than the group asked for") if exact else facts

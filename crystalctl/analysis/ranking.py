@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crystalctl.analysis.facts import Facts, sample_facts, with_symmetry
+from crystalctl.analysis.exact import orbit_cell
+from crystalctl.analysis.facts import Facts, facts_within_group, sample_facts, with_symmetry
 from crystalctl.analysis.matching import group_duplicates
 from crystalctl.analysis.symmetrise import Symmetric
-from crystalctl.analysis.validity import lengths_angles
+from crystalctl.analysis.validity import invalid_reason, lengths_angles
 from crystalctl.planning import Sample
 
 if TYPE_CHECKING:
@@ -93,10 +94,7 @@ def rank_samples(
     """
     facts: dict[int, Facts] = {}
     for sample in samples:
-        one = crystals[sample.number]
-        facts[sample.number] = sample_facts(
-            one.lattice[0].double().numpy(), one.frac.double().numpy(), one.species.tolist()
-        )
+        facts[sample.number] = _facts(sample, crystals[sample.number])
     valid = [s for s in samples if facts[s.number].valid]
     groups = group_duplicates(
         [facts[s.number].structure for s in valid],
@@ -115,6 +113,17 @@ def rank_samples(
         name = its.formula if sample.composition is None else sample.label
         candidates.append(Candidate(rank, sample, name, its.structure, its.symmetric, numbers))
     return Ranking(candidates, samples, facts, crystals)
+
+
+def _facts(sample: Sample, one: Crystals) -> Facts:
+    lattice, frac = one.lattice[0].double().numpy(), one.frac.double().numpy()
+    reason = invalid_reason(lattice, frac)
+    if reason:
+        return Facts(reason)
+    cell = orbit_cell(one)
+    if cell is not None:
+        return facts_within_group(cell, exact=sample.exact)
+    return sample_facts(lattice, frac, one.species.tolist())
 
 
 def _representative(members: Sequence[Sample], facts: Mapping[int, Facts]) -> tuple[Sample, Facts]:

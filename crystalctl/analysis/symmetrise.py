@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from crystalctl.analysis.exact import OrbitCell
+
 SYMPREC_LADDER_ANG = (0.1, 0.05, 0.01)
 """Tolerances tried in turn; the first whose symmetric cell reproduces the sample is taken."""
 _ANGLE_TOLERANCE_DEG = 5.0
@@ -27,6 +29,8 @@ class Symmetric:
     number: int
     symbol: str
     symprec: float | None
+    orbits: OrbitCell | None = None
+    """The same cell by its orbits, where the sample was drawn within its group."""
 
 
 def symmetrise(structure: Any, ladder: Sequence[float] = SYMPREC_LADDER_ANG) -> Symmetric:

@@ -16,6 +16,9 @@ def generate(
     ] = None,
     elements: Annotated[str | None, typer.Option(help="Only these elements, like Sr,Ti,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
+    spacegroup: running.SpaceGroup = None,
+    wyckoff: running.Wyckoff = None,
+    allow_supergroup: running.AllowSupergroup = False,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
@@ -26,11 +29,8 @@ def generate(
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
-    spacegroup: running.SpaceGroup = None,
-    wyckoff: running.Wyckoff = None,
 ) -> None:
     """Generate crystals without a formula, merged and ranked."""
-    running.refuse_symmetry(spacegroup, wyckoff)
     from crystalctl import api
 
     running.run_and_show(
@@ -42,6 +42,9 @@ def generate(
         num_atoms=num_atoms,
         elements=elements,
         exclude=exclude,
+        spacegroup=spacegroup,
+        wyckoff=wyckoff,
+        allow_supergroup=allow_supergroup,
         model=model,
         weights=weights,
         steps=steps,

@@ -25,6 +25,9 @@ def predict(
     num_atoms: Annotated[
         int | None, typer.Option(help="Number of atoms in the cell, instead of --z.")
     ] = None,
+    spacegroup: running.SpaceGroup = None,
+    wyckoff: running.Wyckoff = None,
+    allow_supergroup: running.AllowSupergroup = False,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
@@ -35,11 +38,8 @@ def predict(
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
-    spacegroup: running.SpaceGroup = None,
-    wyckoff: running.Wyckoff = None,
 ) -> None:
     """Predict crystal structures from a formula, merged and ranked."""
-    running.refuse_symmetry(spacegroup, wyckoff)
     wanted = [*(formula or []), *(read_formulas(formulas) if formulas else [])]
     from crystalctl import api
 
@@ -52,6 +52,9 @@ def predict(
         n=n,
         z=z,
         num_atoms=num_atoms,
+        spacegroup=spacegroup,
+        wyckoff=wyckoff,
+        allow_supergroup=allow_supergroup,
         model=model,
         weights=weights,
         steps=steps,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalctl.cli import ui
-from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
     from crystalctl.api import Result
@@ -32,19 +31,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
 SpaceGroup = Annotated[
-    str | None, typer.Option("--spacegroup", help="Not available yet.", hidden=True)
+    list[str] | None,
+    typer.Option(
+        "--spacegroup",
+        "--sg",
+        help="Group number or Hermann-Mauguin symbol; may be repeated. Or cubic, ..., any.",
+    ),
 ]
-Wyckoff = Annotated[str | None, typer.Option("--wyckoff", help="Not available yet.", hidden=True)]
-
-
-def refuse_symmetry(spacegroup: str | None, wyckoff: str | None = None) -> None:
-    """Say clearly that symmetry cannot be prescribed yet."""
-    for option, value in (("--spacegroup", spacegroup), ("--wyckoff", wyckoff)):
-        if value is not None:
-            raise InputError(
-                f"{option} is not available yet: no shipped model can hold a space group",
-                "leave it out; found space groups are listed in the result",
-            )
+Wyckoff = Annotated[str | None, typer.Option(help="Wyckoff positions, like 4a,4b,8c.")]
+AllowSupergroup = Annotated[
+    bool, typer.Option("--allow-supergroup", help="Keep structures with more symmetry.")
+]
 
 
 def run_and_show(
@@ -55,7 +52,11 @@ def run_and_show(
     try:
         with ui.progress(quiet or as_json) as on_progress:
             result = verb(
-                **request, on_progress=on_progress, on_folder=folder.append, default_out=True
+                **request,
+                on_progress=on_progress,
+                on_folder=folder.append,
+                on_note=ui.note,
+                default_out=True,
             )
     except KeyboardInterrupt:
         ui.note(ui.resume_hint(folder[0] if folder else None))

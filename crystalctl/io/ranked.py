@@ -28,8 +28,7 @@ def write_ranking(
         for form in formats:
             name = file_safe(stem) + FORMATS[form]
             info = {k: v for k, v in row.items() if isinstance(v, int | str)}
-            cell, number = candidate.symmetric.structure, candidate.symmetric.number
-            run.write(name, structure_text(cell, form, number=number, info=info))
+            run.write(name, structure_text(candidate.symmetric, form, info=info))
             row.setdefault("file", name)
         rows.append(row)
         on_progress("writing", candidate.rank, total)

@@ -7,9 +7,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import InputError
+from crystalctl.io.cif import orbit_cif
+
+if TYPE_CHECKING:
+    from crystalctl.analysis.symmetrise import Symmetric
 
 FORMATS = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
 """File formats for ranked structures and their suffixes."""
@@ -39,13 +43,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def structure_text(structure: Any, form: str, *, number: int = 1, info: Mapping[str, Any]) -> str:
-    """One pymatgen structure as the text of a file of format ``form`` (see ``FORMATS``).
+def structure_text(symmetric: Symmetric, form: str, *, info: Mapping[str, Any]) -> str:
+    """A structure with its group as the text of a file of format ``form`` (see ``FORMATS``).
 
-    ``number`` is the space group the structure has exactly; a CIF then carries its operations.
+    A CIF carries the operations of the group.
     """
+    structure = symmetric.structure
+    if form == "cif" and symmetric.orbits is not None:
+        cell = symmetric.orbits
+        return orbit_cif(
+            cell.number,
+            cell.cell,
+            cell.rows,
+            anchors=cell.anchors,
+            species=cell.species,
+            name=structure.composition.reduced_formula,
+        )
     if form == "cif":
-        return cif_text(structure, number)
+        return cif_text(structure, symmetric.number)
     if form == "poscar":
         from pymatgen.io.vasp import Poscar
 

@@ -1,0 +1,308 @@
+"""A request for space groups -> the templates to draw: groups, Wyckoff positions, elements.
+
+No torch here: wrong requests are refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from crystalctl.crystal.elements import symbol_of
+from crystalctl.errors import InputError
+from crystalctl.symmetry.assignments import (
+    Assignment,
+    assignments,
+    atoms_of,
+    covers,
+    describe,
+    lattice_points,
+    possible_atom_counts,
+)
+from crystalctl.symmetry.groups import groups_of_family, parse_group
+from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.wyckoff import parse_wyckoff, position, positions
+
+if TYPE_CHECKING:
+    from crystalctl.data.statistics import Statistics
+
+SYSTEMS = frozenset(
+    ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+)
+MOST_ASSIGNMENTS = 2000
+"""Assignments of a composition to a group that are looked at, those with few orbits first."""
+_TRIES = 200
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """What ``--spacegroup`` and ``--wyckoff`` ask for.
+
+    ``groups``: numbers in the order given; ``named``: each was named, not a whole system.
+    ``rows``: the Wyckoff positions, table rows, or None. ``allow_supergroup``: keep structures with
+    more symmetry than asked for.
+    """
+
+    groups: tuple[int, ...]
+    named: bool = True
+    rows: tuple[int, ...] | None = None
+    allow_supergroup: bool = False
+
+    def plain(self) -> dict[str, object]:
+        """For the manifest."""
+        return {
+            "groups": list(self.groups),
+            "wyckoff": None if self.rows is None else [position(r).label for r in self.rows],
+            "allow_supergroup": self.allow_supergroup,
+        }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A group and its positions, with the atomic number on each where it is prescribed."""
+
+    group: int
+    rows: tuple[int, ...]
+    species: tuple[int, ...] | None = None
+
+    @property
+    def n_atoms(self) -> int:
+        """Atoms of the primitive cell."""
+        return atoms_of(self.rows)
+
+    @property
+    def key(self) -> str:
+        """Names it for good."""
+        elements = "" if self.species is None else ":" + ",".join(map(str, self.species))
+        return f"{self.group}:{','.join(map(str, self.rows))}{elements}"
+
+
+def parse_symmetry(
+    spacegroups: Sequence[str | int] | None,
+    wyckoff: str | None = None,
+    *,
+    allow_supergroup: bool = False,
+) -> Symmetry | None:
+    """Numbers, symbols and systems (``cubic``, ``any``) -> what is asked; None for nothing.
+
+    Raises ``InputError`` naming what exists.
+    """
+    if not spacegroups:
+        if wyckoff is not None:
+            raise InputError("--wyckoff needs the group", "add --spacegroup, like 225 or Fm-3m")
+        return None
+    groups: list[int] = []
+    named = True
+    for text in spacegroups:
+        word = str(text).strip().lower()
+        if word in SYSTEMS | {"any"}:
+            named = False
+            groups += groups_of_family(word)
+        else:
+            groups.append(parse_group(text))
+    groups = list(dict.fromkeys(groups))
+    rows = None
+    if wyckoff is not None:
+        if len(groups) != 1:
+            raise InputError("--wyckoff needs one group", "give one --spacegroup")
+        rows = tuple(sorted(parse_wyckoff(groups[0], wyckoff)))
+    return Symmetry(tuple(groups), named, rows, allow_supergroup)
+
+
+def predict_templates(
+    symmetry: Symmetry, composition: Mapping[int, int], statistics: Statistics, n: int
+) -> list[Chosen]:
+    """Up to ``n`` different templates for a composition (of the primitive cell), the best first.
+
+    Order: how often the training data occupy these positions, then few orbits. Empty where the
+    multiplicities cannot add up.
+    """
+    found: list[tuple[tuple[int, int], Assignment, int]] = []
+    for group in symmetry.groups:
+        ways = (
+            iter(covers(symmetry.rows, composition))
+            if symmetry.rows is not None
+            else assignments(group, composition)
+        )
+        for way in islice(ways, MOST_ASSIGNMENTS):
+            seen = statistics.templates.get(f"{group}:" + ",".join(str(row) for row, _ in way), 0)
+            found.append(((-seen, len(way)), way, group))
+    found.sort(key=lambda item: item[0])
+    return [
+        Chosen(group, tuple(row for row, _ in way), tuple(z for _, z in way))
+        for _, way, group in found[:n]
+    ]
+
+
+def known_templates(composition: Mapping[int, int], statistics: Statistics, n: int) -> list[Chosen]:
+    """Up to ``n`` templates of the training data that a composition fits, the commonest first."""
+    size = sum(composition.values())
+    found: list[Chosen] = []
+    for key in statistics.templates:
+        group, rows = _split(key)
+        if atoms_of(rows) != size:
+            continue
+        for way in covers(rows, composition):
+            found.append(Chosen(group, rows, tuple(z for _, z in way)))
+        if len(found) >= n:
+            break
+    return found[:n]
+
+
+def refuse_composition(
+    symmetry: Symmetry, unit: Mapping[int, int], units: Sequence[int], most: int
+) -> InputError:
+    """Why no number of formula units in ``units`` fits, and the nearest atom counts that do."""
+    per_unit = sum(unit.values())
+    name = "".join(f"{symbol_of(z)}{n if n > 1 else ''}" for z, n in unit.items())
+    tried = " or ".join(str(z * per_unit) for z in units)
+    where = _names(symmetry.groups)
+    if symmetry.rows is not None:
+        there = describe(symmetry.rows)
+        return InputError(
+            f"the positions {there} of {where} cannot hold {name}",
+            f"they have {atoms_of(symmetry.rows)} atoms in the primitive cell, "
+            f"{_sizes(symmetry.rows)}",
+        )
+    possible = [
+        z * per_unit
+        for z in range(1, max(most // per_unit, 1) + 1)
+        if any(
+            next(assignments(g, {e: z * c for e, c in unit.items()}), None) is not None
+            for g in symmetry.groups
+        )
+    ]
+    hint = f"possible up to {most} atoms: {', '.join(map(str, possible))}; use --num-atoms"
+    return InputError(
+        f"no Wyckoff positions of {where} add up to {name} with {tried} atoms "
+        "in the primitive cell",
+        hint if possible else f"no cell of {name} up to {most} atoms fits; choose another group",
+    )
+
+
+def generate_templates(
+    symmetry: Symmetry,
+    n: int,
+    statistics: Statistics,
+    *,
+    num_atoms: Sequence[int] | None,
+    seed: int,
+) -> tuple[list[Chosen], list[int]]:
+    """``n`` templates, and the groups for which none was known from training.
+
+    Groups that were named take turns; of a system they are drawn as often as in the training data
+    (one more each). Within a group templates are drawn by their frequency; where the data have
+    none that fits, legal combinations of positions are drawn. ``num_atoms`` counts atoms of the
+    primitive cell. Raises ``InputError`` for sizes that no positions add up to.
+    """
+    known: dict[int, dict[tuple[int, ...], int]] = {g: {} for g in symmetry.groups}
+    for key, count in statistics.templates.items():
+        group, rows = _split(key)
+        if group in known and (num_atoms is None or atoms_of(rows) in num_atoms):
+            known[group][rows] = count
+    usable = [g for g in symmetry.groups if _reachable(g, symmetry, statistics, num_atoms)]
+    if not usable:
+        raise _no_size(symmetry, num_atoms or [], statistics.max_atoms)
+    weights = [sum(known[g].values()) + 1 for g in usable]
+    chosen: list[Chosen] = []
+    unknown: dict[int, None] = {}
+    for k in range(n):
+        draw = random.Random(f"template|{seed}|{symmetry.plain()}|{num_atoms}|{k}")
+        group = usable[k % len(usable)] if symmetry.named else draw.choices(usable, weights)[0]
+        if symmetry.rows is not None:
+            chosen.append(Chosen(group, symmetry.rows))
+        elif known[group]:
+            rows = draw.choices(list(known[group]), list(known[group].values()))[0]
+            chosen.append(Chosen(group, rows))
+        else:
+            unknown[group] = None
+            sizes = _sizes_allowed(group, statistics, num_atoms)
+            chosen.append(Chosen(group, draw_positions(group, sizes, draw)))
+    return chosen, list(unknown)
+
+
+def draw_positions(group: int, sizes: Sequence[int], draw: random.Random) -> tuple[int, ...]:
+    """A legal combination of positions with a number of atoms (primitive cell) out of ``sizes``.
+
+    Positions with freedom come first, without them the structure would have a supergroup.
+    """
+    points = lattice_points(group)
+    there = positions(group)
+    for _ in range(_TRIES):
+        left = draw.choice(list(sizes)) * points
+        rows: list[int] = []
+        while left:
+            fitting = [
+                p for p in there if p.multiplicity <= left and (p.freedom or p.row not in rows)
+            ]
+            if not fitting:
+                break
+            # A free position first: it is what lowers the symmetry to the group's own.
+            most = max(p.freedom for p in fitting)
+            pool = fitting if rows else [p for p in fitting if p.freedom == most]
+            picked = draw.choice(pool)
+            rows.append(picked.row)
+            left -= picked.multiplicity
+        if not left:
+            return tuple(sorted(rows))
+    raise InputError(
+        f"no combination of positions of {_names([group])} was found", "give other --num-atoms"
+    )
+
+
+def _reachable(
+    group: int, symmetry: Symmetry, statistics: Statistics, num_atoms: Sequence[int] | None
+) -> bool:
+    if symmetry.rows is not None:
+        return num_atoms is None or atoms_of(symmetry.rows) in num_atoms
+    return bool(_sizes_allowed(group, statistics, num_atoms))
+
+
+def _sizes_allowed(
+    group: int, statistics: Statistics, num_atoms: Sequence[int] | None
+) -> list[int]:
+    """Atom counts asked for (or, without a wish, up to the training maximum) that can be."""
+    general = positions(group)[-1].multiplicity // lattice_points(group)
+    # The general position must fit in, or some groups could never be reached.
+    most = max(statistics.max_atoms, 20, general)
+    possible = possible_atom_counts(group, max([most, *(num_atoms or [])]))
+    if num_atoms is not None:
+        return [n for n in possible if n in num_atoms]
+    return possible
+
+
+def _no_size(symmetry: Symmetry, num_atoms: Sequence[int], most: int) -> InputError:
+    where = _names(symmetry.groups)
+    asked = ", ".join(map(str, num_atoms))
+    if symmetry.rows is not None:
+        return InputError(
+            f"the positions {describe(symmetry.rows)} have {atoms_of(symmetry.rows)} atoms in the "
+            f"primitive cell, not {asked}",
+            "leave out --num-atoms",
+        )
+    possible = sorted(
+        {n for g in symmetry.groups for n in possible_atom_counts(g, max(most, *num_atoms) * 2)}
+    )
+    near = sorted(sorted(possible, key=lambda n: min(abs(n - m) for m in num_atoms))[:4])
+    return InputError(
+        f"no positions of {where} add up to {asked} atoms in the primitive cell",
+        f"nearest possible: {', '.join(map(str, near))}",
+    )
+
+
+def _split(key: str) -> tuple[int, tuple[int, ...]]:
+    group, rows = key.split(":")
+    return int(group), tuple(int(row) for row in rows.split(","))
+
+
+def _names(groups: Sequence[int]) -> str:
+    shown = [f"{tables().symbols[g - 1]} ({g})" for g in groups[:3]]
+    return ", ".join(shown) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
+
+
+def _sizes(rows: Sequence[int]) -> str:
+    points = lattice_points(int(tables().group[rows[0]]))
+    return " + ".join(f"{position(row).multiplicity // points}" for row in rows)
