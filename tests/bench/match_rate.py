@@ -4,8 +4,8 @@
 
 Each test entry's own composition and number of atoms are given, and to DiffCSP++ its true template
 (group, Wyckoff positions and the species on them), which is the published comparison. Prints,
-for k = 1 and ``--k``, the match rate and RMSE ungated, gated on both (the published k = 1) and on the prediction (the
-published k = 20), as JSON. ``--train FILE`` adds the numbers without the entries that have a
+for k = 1 and ``--k``, the match rate and RMSE ungated, gated on both (the published k = 1) and on
+the prediction (the published k = 20), as JSON. ``--train FILE`` adds the numbers without the entries that have a
 matching structure of the same composition in that dataset.
 """
 

@@ -15,7 +15,7 @@ from strategies import random_crystals, tiny_model, write_dataset
 from crystalctl import checkpoint
 from crystalctl.checkpoint import describe, load_model, read_file, resolve, write_file
 from crystalctl.errors import DataError, WeightsError
-from crystalctl.training.run import _crystals
+from crystalctl.training.run import _datasets
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_missing_weights_name_what_is_shipped(tmp_path, monkeypatch):
 
 def test_weights_are_no_dataset(good):
     with pytest.raises(DataError, match="not a prepared dataset"):
-        _crystals(good, None, 0)
+        _datasets(good, None, 0)
 
 
 def test_an_interrupted_write_leaves_the_old_file(good, monkeypatch):
