@@ -20,13 +20,13 @@ from crystalctl.planning import (
     plan_symmetric,
     plan_templates,
 )
-from crystalctl.templating import Symmetry, parse_symmetry
 
 if TYPE_CHECKING:
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
     from crystalctl.data.statistics import Statistics
     from crystalctl.models import Family
+    from crystalctl.templating import Symmetry
 
 MAX_SAMPLES = 1_000_000
 """Samples in one run (for each formula); they are planned in memory."""
@@ -82,14 +82,15 @@ def predict(
     spacegroup: str | int | Sequence[str | int] | None = None,
     wyckoff: str | None = None,
     allow_supergroup: bool = False,
+    templates: Path | str | None = None,
     **options: Any,
 ) -> Result:
     """Predict structures of one or several formulas: ``n`` samples for each, merged and ranked.
 
     ``z``: "auto" or "1,2,4" reduced formula units; ``num_atoms``: atoms in the cell instead (of the
-    primitive cell within a ``spacegroup``, which is given as for ``generate``). See ``Options`` for
-    the others. Without ``out`` nothing is written. Raises ``InputError`` for a request that cannot
-    be carried out.
+    primitive cell within a ``spacegroup``, which is given as for ``generate``). ``templates``: a
+    prepared dataset whose structures propose templates. See ``Options`` for the others. Without
+    ``out`` nothing is written. Raises ``InputError`` for a request that cannot be carried out.
     """
     chosen = Options(**options)
     wanted = _parse_formulas([formulas] if isinstance(formulas, str) else list(formulas))
@@ -107,16 +108,23 @@ def predict(
         # Only the automatic choice of z depends on how the formula was written.
         "written_units": [f.factor for f in wanted] if units is None else None,
     }
-    symmetry = parse_symmetry(_listed(spacegroup), wyckoff, allow_supergroup=allow_supergroup)
+    symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     name = wanted[0].reduced + (f"-and-{len(wanted) - 1}-more" if len(wanted) > 1 else "")
 
     def plan(statistics: Statistics) -> list[Sample]:
         if symmetry is None and not statistics.templates:
             return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
-        return plan_templates(wanted, n, statistics, symmetry, units=units, num_atoms=num_atoms)
+        from crystalctl.checkpoint import shipped_templates
+        from crystalctl.retrieval import Memory
 
-    needs = {"composition"} | ({"space_group"} if symmetry is not None else set())
+        memory = Memory.load(Path(templates) if templates is not None else shipped_templates())
+        return plan_templates(
+            wanted, n, statistics, symmetry, memory=memory, units=units, num_atoms=num_atoms
+        )
+
+    symmetric = symmetry is not None or templates is not None
+    needs = {"composition"} | ({"space_group"} if symmetric else set())
     return _run(request, plan, name, chosen, needs=needs)
 
 
@@ -152,7 +160,7 @@ def generate(
         "elements": None if allowed is None else sorted(allowed),
         "exclude": sorted(excluded),
     }
-    symmetry = parse_symmetry(_listed(spacegroup), wyckoff, allow_supergroup=allow_supergroup)
+    symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
 
     def plan(statistics: Statistics) -> list[Sample]:
@@ -180,7 +188,7 @@ def _plan_symmetric(
     options: Options,
 ) -> list[Sample]:
     """Samples within groups; without a wish for a group, of all groups as in the training data."""
-    wish = symmetry or parse_symmetry(["any"], allow_supergroup=True)
+    wish = symmetry or _symmetry("any", None, True)
     assert wish is not None
     samples, unknown = plan_symmetric(
         n, statistics, wish, num_atoms=sizes, elements=elements, seed=options.seed
@@ -193,10 +201,16 @@ def _plan_symmetric(
     return samples
 
 
-def _listed(value: str | int | Sequence[str | int] | None) -> list[str | int] | None:
-    if value is None:
+def _symmetry(
+    spacegroup: str | int | Sequence[str | int] | None, wyckoff: str | None, allow: bool
+) -> Symmetry | None:
+    """What is asked of the group; None when nothing is."""
+    if wyckoff is None and (spacegroup is None or spacegroup in ("", [], ())):
         return None
-    return [value] if isinstance(value, str | int) else list(value)
+    from crystalctl.templating import parse_symmetry
+
+    groups = [spacegroup] if isinstance(spacegroup, str | int) else list(spacegroup or [])
+    return parse_symmetry(groups, wyckoff, allow_supergroup=allow)
 
 
 def load_model(name_or_path: str, *, task: str, device: str = "auto") -> LoadedModel:

@@ -42,6 +42,11 @@ def weights_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "weights"
 
 
+def shipped_templates() -> Path:
+    """The file of known templates that predictions draw on by default."""
+    return weights_dir() / "templates-mp20.safetensors"
+
+
 @lru_cache(maxsize=1)
 def available() -> list[dict[str, Any]]:
     """Rows of the index of shipped weights, in its order."""

@@ -18,6 +18,7 @@ from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
     from crystalctl.data.statistics import Statistics
+    from crystalctl.retrieval import Memory
     from crystalctl.templating import Chosen, Symmetry
 
 AUTO_UNITS = 4
@@ -47,6 +48,8 @@ class Sample:
     composition: Mapping[int, int] | None = None
     elements: frozenset[int] | None = None
     template: Chosen | None = None
+    votes: float = 0.0
+    """Votes of known structures for the template (``retrieval``); they rank before all else."""
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
 
@@ -217,14 +220,15 @@ def plan_templates(
     statistics: Statistics,
     symmetry: Symmetry | None,
     *,
+    memory: Memory,
     units: Sequence[int] | None = None,
     num_atoms: int | None = None,
 ) -> list[Sample]:
     """The samples of a prediction within templates: ``n`` for each formula.
 
     Each number of formula units gets its share; within it the templates take turns, the likeliest
-    first. Without ``symmetry`` they are those of the training data. Raises ``InputError`` when
-    nothing fits.
+    first: those ``memory`` votes for, then what else the group allows or the training data occupy.
+    Raises ``InputError`` when nothing fits.
     """
     from crystalctl.templating import known_templates, predict_templates, refuse_composition
 
@@ -234,11 +238,15 @@ def plan_templates(
         found = {}
         for z in chosen:
             composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
-            ways = (
-                known_templates(composition, statistics, n)
-                if symmetry is None
-                else predict_templates(symmetry, composition, statistics, n)
-            )
+            groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
+            ways = dict(memory.propose(composition, n, groups=groups, rows=rows))
+            if len(ways) < n:
+                others = (
+                    known_templates(composition, statistics, n)
+                    if symmetry is None
+                    else predict_templates(symmetry, composition, statistics, n)
+                )
+                ways = {**dict.fromkeys(others, 0.0), **ways}
             if ways:
                 found[z] = composition, ways
         if not found and symmetry is not None:
@@ -250,8 +258,9 @@ def plan_templates(
             )
         shares = spread(n, list(found), unit_prior(formula, statistics))
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
+            order = sorted(ways, key=lambda way: -ways[way])[:n]
             for k in range(share):
-                way = ways[k % len(ways)]
+                way = order[k % len(order)]
                 samples.append(
                     Sample(
                         len(samples) + 1,
@@ -262,7 +271,8 @@ def plan_templates(
                         z=z,
                         composition=composition,
                         template=way,
-                        exact=symmetry is None or not symmetry.allow_supergroup,
+                        votes=ways[way],
+                        exact=symmetry is not None and not symmetry.allow_supergroup,
                     )
                 )
     return samples

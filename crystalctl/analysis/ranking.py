@@ -89,8 +89,9 @@ def rank_samples(
 ) -> Ranking:
     """Judge, merge and rank.
 
-    Order: as the formulas were asked for, then merged count, space group number (both high first),
-    sample number. ``crystals`` holds a batch of one for each sample number.
+    Order: as the formulas were asked for, then votes for the template, merged count, space group
+    number (all high first), sample number. ``crystals`` holds a batch of one for each sample
+    number.
     """
     facts: dict[int, Facts] = {}
     for sample in samples:
@@ -106,7 +107,14 @@ def rank_samples(
         members = [valid[i] for i in group]
         best, best_facts = _representative(members, facts)
         found.append((best, best_facts, tuple(s.number for s in members)))
-    found.sort(key=lambda f: (order[f[0].label], -len(f[2]), -_number(f[1]), f[0].number))
+    votes_of = {s.number: s.votes for s in samples}
+
+    def place(item: tuple[Sample, Facts, tuple[int, ...]]) -> tuple[float, ...]:
+        sample, its, members = item
+        votes = max(votes_of[number] for number in members)
+        return order[sample.label], -votes, -len(members), -_number(its), sample.number
+
+    found.sort(key=place)
     candidates = []
     for rank, (sample, its, numbers) in enumerate(found, start=1):
         assert its.symmetric is not None  # set by with_symmetry

@@ -28,6 +28,9 @@ def predict(
     spacegroup: running.SpaceGroup = None,
     wyckoff: running.Wyckoff = None,
     allow_supergroup: running.AllowSupergroup = False,
+    templates: Annotated[
+        Path | None, typer.Option(help="Prepared dataset whose structures propose templates.")
+    ] = None,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
@@ -55,6 +58,7 @@ def predict(
         spacegroup=spacegroup,
         wyckoff=wyckoff,
         allow_supergroup=allow_supergroup,
+        templates=templates,
         model=model,
         weights=weights,
         steps=steps,

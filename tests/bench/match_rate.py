@@ -3,10 +3,11 @@
     python tests/bench/match_rate.py WEIGHTS TEST.safetensors --entries 300 --k 20 --steps 100
 
 Each test entry's own composition and number of atoms are given, and to DiffCSP++ its true template
-(group, Wyckoff positions and the species on them), which is the published comparison. Prints,
+(group, Wyckoff positions and the species on them), which is the published comparison; with
+``--templates FILE`` its k samples are drawn in the first k templates proposed instead. Prints,
 for k = 1 and ``--k``, the match rate and RMSE ungated, gated on both (the published k = 1) and on
-the prediction (the published k = 20), as JSON. ``--train FILE`` adds the numbers without the entries that have a
-matching structure of the same composition in that dataset.
+the prediction (the published k = 20), as JSON. ``--train FILE`` adds the numbers without the
+entries that have a matching structure of the same composition in that dataset.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from crystalctl.data.datasets import Dataset
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.evaluation.metrics import match_rate, passes_gate
 from crystalctl.models.device import pick_device
+from crystalctl.retrieval import Memory
+from crystalctl.symmetry.assignments import lattice_points
 
 warnings.filterwarnings("ignore")
 
@@ -49,15 +52,27 @@ def target_of(crystal: Crystals) -> Target:
     return Target(template=Template(int(group), tuple(orbits.position.tolist()), tuple(species)))
 
 
+def targets_of(crystal: Crystals, k: int, memory: Memory | None) -> list[Target]:
+    """The ``k`` requests for one true crystal; proposals take turns where they are fewer."""
+    if memory is None:
+        return [target_of(crystal)] * k
+    points = lattice_points(int(crystal.layout.space_group))
+    counts = {z: n // points for z, n in composition(crystal.species).items()}
+    ways = [way for way, _ in memory.propose(counts, k)]
+    chosen = [Template(way.group, way.rows, way.species) for way in ways]
+    return [Target(template=chosen[i % len(chosen)]) for i in range(k)] if chosen else []
+
+
 def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> list[list[Crystals]]:
     """``k`` samples for each crystal of ``truth``; same-size entries share batches."""
     device = pick_device(options.device)
+    memory = Memory.load(options.templates) if options.templates else None
     wanted = [
-        (pairs, row, repeat, target_of(one))
+        (pairs, row, repeat, target)
         for row, (pairs, one) in enumerate(
             zip(truth.layout.pair_counts.tolist(), truth.split(), strict=True)
         )
-        for repeat in range(k)
+        for repeat, target in enumerate(targets_of(one, k, memory))
     ]
     wanted.sort(key=lambda item: item[:3])
     found: list[list[Crystals | None]] = [[None] * k for _ in range(len(truth))]
@@ -74,7 +89,7 @@ def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> li
         done += len(batch)
         if options.verbose:
             print(f"{done}/{len(wanted)} {time.monotonic() - start:.0f} s", flush=True)
-    return found  # type: ignore[return-value]
+    return [[one for one in row if one is not None] for row in found]
 
 
 def judge(job: tuple[list[Crystals], Crystals, list[Crystals]]) -> dict[str, Any]:
@@ -97,6 +112,8 @@ def judge(job: tuple[list[Crystals], Crystals, list[Crystals]]) -> dict[str, Any
         rms.append(value)
         valid.append(gate)
     leaked = any(matcher.fit(to_structures(twin)[0], reference) for twin in twins)
+    rms += [None] * (not rms)  # nothing was proposed
+    valid += [False] * (not valid)
     return {"rms": rms, "valid": valid, "reference": passes_gate(reference), "leaked": leaked}
 
 
@@ -149,6 +166,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--edges", type=int, default=8192)
     parser.add_argument("--train", type=Path)
+    parser.add_argument("--templates", type=Path, help="propose templates, not the true one")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rows", type=Path, help="also write the judgement of each entry here")
     parser.add_argument(

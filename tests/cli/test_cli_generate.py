@@ -37,7 +37,12 @@ REFUSED = {
     "element": (["--elements", "Na,Xx"], "unknown element 'Xx'"),
     "never seen": (["--elements", "Pu"], "never seen Pu"),
     "nothing left": (["--elements", "Na", "--exclude", "Na"], "leaves none"),
-    "spacegroup": (["--spacegroup", "225"], "not available yet"),
+    "group 0": (["--spacegroup", "0"], "no space group 0"),
+    "group 231": (["--spacegroup", "231"], "no space group 231"),
+    "symbol": (["--spacegroup", "Fm3x"], "did you mean"),
+    "letter": (["--spacegroup", "225", "--wyckoff", "4a,4z"], "it has 4a, 4b, 8c"),
+    "one point": (["--spacegroup", "225", "--wyckoff", "4a,4a"], "asked for 2 times"),
+    "letters alone": (["--wyckoff", "4a"], "--wyckoff needs the group"),
 }
 
 

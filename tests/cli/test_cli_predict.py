@@ -225,8 +225,8 @@ REFUSED = {
     "weights": (["-f", "NaCl", "--weights", "broken.safetensors"], "not a weights file"),
     "device": (["-f", "NaCl", "--device", "tpu"], "unknown device 'tpu'"),
     "file": (["--formulas", "nothing.txt"], "cannot read nothing.txt"),
-    "spacegroup": (["-f", "NaCl", "--spacegroup", "225"], "not available yet"),
-    "wyckoff": (["-f", "NaCl", "--wyckoff", "4a,4b"], "not available yet"),
+    "spacegroup": (["-f", "NaCl", "--spacegroup", "231"], "no space group 231"),
+    "wyckoff": (["-f", "NaCl", "--wyckoff", "4a,4b"], "--wyckoff needs the group"),
     "out is a file": (["-f", "NaCl", "--out", "taken/file"], "is a file"),
     "out not empty": (["-f", "NaCl", "--out", "taken"], "is not empty"),
     "out not a run": (["-f", "NaCl", "--out", "taken", "--resume"], "not a run"),
@@ -273,7 +273,7 @@ def test_family_without_compositions(fake_model, run_cli, monkeypatch) -> None:
     done = run_cli("predict", "-f", "NaCl", "--model", "symat")
     assert done.code == 2
     assert "symat cannot take a composition" in done.err
-    assert "use diffcsp, or `crystalctl generate --model symat`" in done.err
+    assert "use diffcsp, diffcsp_pp, or `crystalctl generate --model symat`" in done.err
     assert not fake_model.batches
 
 
