@@ -252,8 +252,9 @@ def choose_weights(task: str, needs: set[str], model: str | None, weights: str |
     able = [model] if model else [x for x, f in FAMILIES.items() if _can(f, task, needs)]
     if not able:
         raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
-    shipped = {row["family"] for row in available() if row["task"] == task}
-    return default_weights(task, next((name for name in able if name in shipped), able[0]))
+    shipped = [row for row in available() if row["task"] == task and row["family"] in able]
+    shipped.sort(key=lambda row: not row.get("default"))
+    return default_weights(task, shipped[0]["family"] if shipped else able[0])
 
 
 def _can(family: Family, task: str, needs: set[str]) -> bool:
@@ -386,22 +387,9 @@ def _draw_and_rank(
 
 def _finished_result(run: RunFolder, samples: Sequence[Sample]) -> Result:
     """The result of a run that was already complete, from its files."""
-    from crystalctl.analysis.ranking import Candidate
-    from crystalctl.analysis.symmetrise import symmetrise
-    from crystalctl.io.ranked import read_samples
+    from crystalctl.io.ranked import read_candidates
 
-    summary, drawn = run.read_summary(), read_samples(run)
-    by_number = {sample.number: sample for sample in samples}
-    candidates = [
-        Candidate(
-            row["rank"],
-            by_number[row["sample"]],
-            row["formula"],
-            drawn[row["sample"]],
-            symmetrise(drawn[row["sample"]]),
-            tuple(row["members"]),
-        )
-        for row in summary["structures"]
-    ]
+    summary = run.read_summary()
     rows, aside = summary["structures"], summary["set_aside"]
+    candidates = read_candidates(run, rows, samples)
     return Result(candidates, rows, aside, summary["n_samples"], run.path)

@@ -230,7 +230,7 @@ def plan_templates(
     first: those ``memory`` votes for, then what else the group allows or the training data occupy.
     Raises ``InputError`` when nothing fits.
     """
-    from crystalctl.templating import known_templates, predict_templates, refuse_composition
+    from crystalctl.templating import refuse_composition
 
     samples: list[Sample] = []
     for formula in formulas:
@@ -238,16 +238,7 @@ def plan_templates(
         found = {}
         for z in chosen:
             composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
-            groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
-            ways = dict(memory.propose(composition, n, groups=groups, rows=rows))
-            if len(ways) < n:
-                others = (
-                    known_templates(composition, statistics, n)
-                    if symmetry is None
-                    else predict_templates(symmetry, composition, statistics, n)
-                )
-                ways = {**dict.fromkeys(others, 0.0), **ways}
-            if ways:
+            if ways := _ways(composition, n, statistics, symmetry, memory):
                 found[z] = composition, ways
         if not found and symmetry is not None:
             raise refuse_composition(symmetry, formula.unit, chosen, statistics.max_atoms)
@@ -258,7 +249,7 @@ def plan_templates(
             )
         shares = spread(n, list(found), unit_prior(formula, statistics))
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
-            order = sorted(ways, key=lambda way: -ways[way])[:n]
+            order = list(ways)
             for k in range(share):
                 way = order[k % len(order)]
                 samples.append(
@@ -276,6 +267,28 @@ def plan_templates(
                     )
                 )
     return samples
+
+
+def _ways(
+    composition: Mapping[int, int],
+    n: int,
+    statistics: Statistics,
+    symmetry: Symmetry | None,
+    memory: Memory,
+) -> dict[Chosen, float]:
+    """Up to ``n`` templates for a composition with their votes, the likeliest first."""
+    from crystalctl.templating import known_templates, predict_templates
+
+    groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
+    ways = dict(memory.propose(composition, n, groups=groups, rows=rows))
+    if len(ways) < n:
+        others = (
+            known_templates(composition, statistics, n)
+            if symmetry is None
+            else predict_templates(symmetry, composition, statistics, n)
+        )
+        ways |= {way: 0.0 for way in others if way not in ways}
+    return dict(list(ways.items())[:n])
 
 
 def plan_symmetric(

@@ -94,7 +94,8 @@ class Memory:
             with safe_open(path, framework="np") as handle:
                 if (handle.metadata() or {}).get("kind") != KIND:
                     return Memory._of_dataset(path)
-                raw: dict[str, Any] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+                names = list(handle.keys())
+                raw: dict[str, Any] = {name: handle.get_tensor(name) for name in names}
         except (SafetensorError, ValueError, OSError) as error:
             raise DataError(
                 f"{path} holds no templates ({error})",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crystalctl.analysis.ranking import Ranking
+from crystalctl.analysis.ranking import Candidate, Ranking
+from crystalctl.analysis.symmetrise import symmetrise
 from crystalctl.io.results import RAW, RunFolder, file_safe
 from crystalctl.io.structures import FORMATS, extxyz_text, read_extxyz, structure_text
 
@@ -52,6 +53,25 @@ def read_samples(run: RunFolder) -> dict[int, Any]:
         for atoms, info in read_extxyz(run.path / RAW)
         if bool(info["valid"])
     }
+
+
+def read_candidates(
+    run: RunFolder, rows: Sequence[Mapping[str, Any]], samples: Sequence[Any]
+) -> list[Candidate]:
+    """The candidates of a finished run from the ``rows`` of its summary and its ``samples``."""
+    drawn = read_samples(run)
+    by_number = {sample.number: sample for sample in samples}
+    return [
+        Candidate(
+            row["rank"],
+            by_number[row["sample"]],
+            row["formula"],
+            drawn[row["sample"]],
+            symmetrise(drawn[row["sample"]]),
+            tuple(row["members"]),
+        )
+        for row in rows
+    ]
 
 
 def _raw_text(ranking: Ranking) -> str:

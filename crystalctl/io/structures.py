@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import InputError
-from crystalctl.io.cif import orbit_cif
 
 if TYPE_CHECKING:
     from crystalctl.analysis.symmetrise import Symmetric
@@ -50,6 +49,8 @@ def structure_text(symmetric: Symmetric, form: str, *, info: Mapping[str, Any]) 
     """
     structure = symmetric.structure
     if form == "cif" and symmetric.orbits is not None:
+        from crystalctl.io.cif import orbit_cif  # the tables of groups need numpy
+
         cell = symmetric.orbits
         return orbit_cif(
             cell.number,

@@ -112,8 +112,6 @@ def judge(job: tuple[list[Crystals], Crystals, list[Crystals]]) -> dict[str, Any
         rms.append(value)
         valid.append(gate)
     leaked = any(matcher.fit(to_structures(twin)[0], reference) for twin in twins)
-    rms += [None] * (not rms)  # nothing was proposed
-    valid += [False] * (not valid)
     return {"rms": rms, "valid": valid, "reference": passes_gate(reference), "leaked": leaked}
 
 
@@ -191,6 +189,9 @@ def main() -> None:
     jobs = list(zip(guesses, test.split(), twins_of(test, options.train), strict=True))
     with ProcessPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(judge, jobs, chunksize=4))
+    for row in rows:  # nothing was proposed for some
+        row["rms"] += [None] * (options.k - len(row["rms"]))
+        row["valid"] += [False] * (options.k - len(row["valid"]))
     if options.rows:
         options.rows.write_text(json.dumps(rows))
     for path in options.merge:

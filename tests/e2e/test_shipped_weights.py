@@ -12,7 +12,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from crystalctl import predict
-from crystalctl.checkpoint import available, load_model, weights_dir
+from crystalctl.checkpoint import available, load_model, shipped_templates, weights_dir
 
 ROCK_SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -36,7 +36,13 @@ def test_predict_finds_the_known_structure(formula: str, known: Structure) -> No
 
 def test_index_names_every_file_with_its_hash() -> None:
     rows = available()
-    assert {row["file"] for row in rows} == {p.name for p in weights_dir().glob("*.safetensors")}
+    index = tomllib.loads((weights_dir() / "index.toml").read_text())
+    known = {row["file"]: row["sha256"] for row in index["templates"]}
+    there = {p.name for p in weights_dir().glob("*.safetensors")}
+    assert {row["file"] for row in rows} | set(known) == there
+    assert shipped_templates().name in known
+    for name, digest in known.items():
+        assert sha256((weights_dir() / name).read_bytes()).hexdigest() == digest
     for row in rows:
         path = weights_dir() / row["file"]
         assert sha256(path.read_bytes()).hexdigest() == row["sha256"]

@@ -1,0 +1,139 @@
+"""From a wish for symmetry to templates: what fits, what cannot, and what the data propose."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from strategies import symmetric_crystals
+
+from crystalctl.data.standard import Standard
+from crystalctl.data.statistics import Statistics
+from crystalctl.errors import DataError, InputError
+from crystalctl.retrieval import Memory
+from crystalctl.symmetry.assignments import (
+    assignments,
+    atoms_of,
+    covers,
+    lattice_points,
+    possible_atom_counts,
+)
+from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.wyckoff import parse_wyckoff, position
+from crystalctl.templating import (
+    Chosen,
+    draw_positions,
+    generate_templates,
+    parse_symmetry,
+    predict_templates,
+    refuse_composition,
+)
+
+STATISTICS = Statistics(max_atoms=20, elements=(8, 11, 17, 22, 38), n_atoms={2: 1, 5: 1})
+
+
+def labels(way) -> set[tuple[str, int]]:
+    return {(position(row).label, z) for row, z in way}
+
+
+def test_perovskite_sites_are_found() -> None:
+    ways = [labels(way) for way in assignments(221, {38: 1, 22: 1, 8: 3})]
+    assert {("1a", 38), ("1b", 22), ("3c", 8)} in ways
+    assert len(ways) == 4
+    assert len({frozenset(way) for way in ways}) == 4
+
+
+def test_every_assignment_is_exact_and_fixed_points_are_used_once() -> None:
+    for group, composition in ((62, {38: 4, 22: 4, 8: 12}), (227, {12: 2, 13: 4, 8: 8})):
+        ways = list(assignments(group, composition))
+        assert ways
+        for way in ways:
+            rows = [row for row, _ in way]
+            fixed = [row for row in rows if position(row).freedom == 0]
+            assert len(fixed) == len(set(fixed))
+            for z, count in composition.items():
+                size = sum(position(row).multiplicity for row, other in way if other == z)
+                assert size == count * lattice_points(group)
+        assert [len(way) for way in ways] == sorted(len(way) for way in ways)
+
+
+def test_counts_that_no_positions_add_up_to() -> None:
+    assert possible_atom_counts(225, 8) == [1, 2, 3, 4, 6, 7, 8]
+    assert possible_atom_counts(230, 20) == [8, 12, 16, 20]
+    assert not list(assignments(225, {38: 1, 22: 1, 8: 3}))
+
+
+@pytest.mark.parametrize("number", range(1, 231))
+def test_free_combinations_are_legal_in_every_group(number: int) -> None:
+    sizes = possible_atom_counts(number, 48)
+    rows = draw_positions(number, sizes, random.Random(number))
+    assert atoms_of(rows) in sizes
+    assert {int(tables().group[row]) for row in rows} == {number}
+    fixed = [row for row in rows if position(row).freedom == 0]
+    assert len(fixed) == len(set(fixed))
+
+
+def test_wishes_are_read() -> None:
+    assert parse_symmetry(None) is None
+    wish = parse_symmetry(["Fm-3m", "225", "F m -3 m"], "4b,4a")
+    assert wish is not None
+    assert wish.groups == (225,)
+    assert [position(row).label for row in wish.rows or ()] == ["4a", "4b"]
+    cubic = parse_symmetry(["cubic"])
+    assert cubic is not None
+    assert (cubic.groups[0], len(cubic.groups), cubic.named) == (195, 36, False)
+    with pytest.raises(InputError, match="needs one group"):
+        parse_symmetry(["cubic"], "4a")
+
+
+def test_positions_given_are_covered_exactly() -> None:
+    rows = parse_wyckoff(225, "4a,4b")
+    assert len(covers(rows, {11: 1, 17: 1})) == 2
+    assert not covers(rows, {11: 1, 17: 2})
+    wish = parse_symmetry([225], "4a,8c")
+    assert wish is not None
+    assert not predict_templates(wish, {11: 1, 17: 1}, STATISTICS, 5)
+    error = refuse_composition(wish, {11: 1, 17: 1}, [1, 2], 20)
+    assert "4a 8c" in error.what
+    assert "3 atoms" in error.hint
+
+
+def test_nearest_counts_are_named() -> None:
+    wish = parse_symmetry([225])
+    assert wish is not None
+    error = refuse_composition(wish, {38: 1, 22: 1, 8: 3}, [1], 20)
+    assert "possible up to 20 atoms: 10" in error.hint
+    with pytest.raises(InputError, match="add up to 5 atoms") as raised:
+        generate_templates(wish, 2, STATISTICS, num_atoms=[5], seed=0)
+    assert "nearest possible: 3, 4, 6, 7" in raised.value.hint
+
+
+def test_known_templates_are_drawn_and_unknown_groups_reported() -> None:
+    rows = parse_wyckoff(225, "4a,4b")
+    statistics = Statistics(max_atoms=20, templates={f"225:{rows[0]},{rows[1]}": 3})
+    wish = parse_symmetry([225, 14])
+    assert wish is not None
+    chosen, unknown = generate_templates(wish, 4, statistics, num_atoms=None, seed=1)
+    assert [c.group for c in chosen] == [225, 14, 225, 14]
+    assert chosen[0] == Chosen(225, tuple(rows))
+    assert unknown == [14]
+    again, _ = generate_templates(wish, 2, statistics, num_atoms=None, seed=1)
+    assert again == chosen[:2]
+
+
+def test_memory_votes_for_the_like_and_survives_a_file(tmp_path) -> None:
+    crystals = symmetric_crystals()
+    Memory.of(Standard(crystals, torch.arange(4))).save(tmp_path / "m.safetensors")
+    memory = Memory.load(tmp_path / "m.safetensors")
+    ((salt, votes),) = memory.propose({19: 1, 35: 1}, 5)
+    assert (salt.group, [position(row).label for row in salt.rows]) == (225, ["4a", "4b"])
+    assert salt.species == (19, 35)
+    assert 0 < votes < 1
+    ((same, exact),) = memory.propose({11: 1, 17: 1}, 5)
+    assert (same.species, exact) == ((11, 17), 1.0)
+    assert not memory.propose({19: 1, 35: 1}, 5, groups=[221])
+    assert not memory.propose({19: 1, 35: 2}, 5)
+    (tmp_path / "bad.safetensors").write_bytes(b"none")
+    with pytest.raises(DataError, match="holds no templates"):
+        Memory.load(tmp_path / "bad.safetensors")
