@@ -188,8 +188,12 @@ def _plan_symmetric(
     options: Options,
 ) -> list[Sample]:
     """Samples within groups; without a wish for a group, of all groups as in the training data."""
-    wish = symmetry or _symmetry("any", None, True)
-    assert wish is not None
+    from crystalctl.templating import Symmetry
+
+    wish = symmetry
+    if wish is None:
+        groups = sorted({int(key.split(":")[0]) for key in statistics.templates})
+        wish = Symmetry(tuple(groups), named=False, allow_supergroup=True)
     samples, unknown = plan_symmetric(
         n, statistics, wish, num_atoms=sizes, elements=elements, seed=options.seed
     )

@@ -24,6 +24,7 @@ from crystalctl.symmetry.assignments import (
 )
 from crystalctl.symmetry.groups import groups_of_family, parse_group
 from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.witness import has_own_group
 from crystalctl.symmetry.wyckoff import parse_wyckoff, position, positions
 
 if TYPE_CHECKING:
@@ -109,6 +110,12 @@ def parse_symmetry(
         if len(groups) != 1:
             raise InputError("--wyckoff needs one group", "give one --spacegroup")
         rows = tuple(sorted(parse_wyckoff(groups[0], wyckoff)))
+        if not allow_supergroup and not has_own_group(rows):
+            raise InputError(
+                f"atoms on {describe(rows)} alone always have more symmetry than "
+                f"{_names(groups)}",
+                "occupy a position with more freedom too, or add --allow-supergroup",
+            )
     return Symmetry(tuple(groups), named, rows, allow_supergroup)
 
 
@@ -227,7 +234,7 @@ def generate_templates(
 def draw_positions(group: int, sizes: Sequence[int], draw: random.Random) -> tuple[int, ...]:
     """A legal combination of positions with a number of atoms (primitive cell) out of ``sizes``.
 
-    Positions with freedom come first, without them the structure would have a supergroup.
+    One that can have exactly its group: fixed points alone often have a supergroup.
     """
     points = lattice_points(group)
     there = positions(group)
@@ -246,7 +253,7 @@ def draw_positions(group: int, sizes: Sequence[int], draw: random.Random) -> tup
             picked = draw.choice(pool)
             rows.append(picked.row)
             left -= picked.multiplicity
-        if not left:
+        if not left and has_own_group(tuple(sorted(rows))):
             return tuple(sorted(rows))
     raise InputError(
         f"no combination of positions of {_names([group])} was found", "give other --num-atoms"
