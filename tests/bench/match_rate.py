@@ -25,7 +25,7 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from crystalctl.checkpoint import load_model
-from crystalctl.crystal.batch import Crystals, Target, Template
+from crystalctl.crystal.batch import Crystals, Layout, Target, Template
 from crystalctl.crystal.convert import to_structures
 from crystalctl.data.datasets import Dataset
 from crystalctl.diffusion.noise import NoiseSource
@@ -41,6 +41,11 @@ def composition(numbers: torch.Tensor) -> dict[int, int]:
     """Atomic number -> atoms."""
     values, counts = torch.unique(numbers, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def without_symmetry(crystal: Crystals) -> Crystals:
+    """Each tensor sent to another process holds a file open there: the fewer the better."""
+    return Crystals(Layout(crystal.layout.n_atoms), crystal.lattice, crystal.frac, crystal.species)
 
 
 def target_of(crystal: Crystals) -> Target:
@@ -186,7 +191,9 @@ def main() -> None:
     start = time.monotonic()
     guesses = draw(loaded.model, test, options.k, options)
     seconds = time.monotonic() - start
-    jobs = list(zip(guesses, test.split(), twins_of(test, options.train), strict=True))
+    bare = [[without_symmetry(guess) for guess in row] for row in guesses]
+    truths = [without_symmetry(one) for one in test.split()]
+    jobs = list(zip(bare, truths, twins_of(test, options.train), strict=True))
     with ProcessPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(judge, jobs, chunksize=4))
     for row in rows:  # nothing was proposed for some
