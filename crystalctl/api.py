@@ -276,7 +276,7 @@ def check_family(family: str, task: str, needs: set[str]) -> None:
         return
     able = [name for name, f in FAMILIES.items() if _can(f, task, needs)]
     hint = f"use {', '.join(sorted(able))}" if able else "no model can yet"
-    if task == "predict" and "generate" in FAMILIES[family].tasks:
+    if task == "predict" and "composition" in lacks and "generate" in FAMILIES[family].tasks:
         hint += f", or `crystalctl generate --model {family}`"
     what = " and ".join(_WORDS.get(name, name) for name in lacks)
     raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)

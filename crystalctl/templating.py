@@ -112,8 +112,7 @@ def parse_symmetry(
         rows = tuple(sorted(parse_wyckoff(groups[0], wyckoff)))
         if not allow_supergroup and not has_own_group(rows):
             raise InputError(
-                f"atoms on {describe(rows)} alone always have more symmetry than "
-                f"{_names(groups)}",
+                f"atoms on {describe(rows)} alone always have more symmetry than {_names(groups)}",
                 "occupy a position with more freedom too, or add --allow-supergroup",
             )
     return Symmetry(tuple(groups), named, rows, allow_supergroup)
