@@ -78,13 +78,13 @@ def draw_exact(
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **options: Any,
 ) -> dict[int, Crystals]:
-    """As ``draw``; samples that came out with more symmetry than asked for are drawn again.
+    """As ``draw``; samples of a prescribed group that are impossible or lack it are drawn again.
 
     Up to ``REDRAWS`` times, each with its own random stream; what is left then is set aside by the
     ranking.
     """
     found = draw(model, samples, device=device, on_progress=on_progress, **options)
-    wrong = [s for s in samples if more_symmetric(s, found[s.number])]
+    wrong = [s for s in samples if unwanted(s, found[s.number])]
     first = len(tiles(samples, device.type))
     for attempt in range(1, REDRAWS + 1):
         if not wrong:
@@ -93,16 +93,16 @@ def draw_exact(
         new = draw(model, again, device=device, first_tile=first, **options)
         first += len(tiles(again, device.type))
         found |= new
-        wrong = [s for s in wrong if more_symmetric(s, new[s.number])]
+        wrong = [s for s in wrong if unwanted(s, new[s.number])]
     return found
 
 
-def more_symmetric(sample: Sample, crystal: Crystals) -> bool:
-    """Whether a possible structure has another group than the one it must have exactly."""
+def unwanted(sample: Sample, crystal: Crystals) -> bool:
+    """Whether a structure that must have a group exactly is impossible or has another."""
     if sample.template is None or not sample.exact:
         return False
     if invalid_reason(crystal.lattice[0].double().numpy(), crystal.frac.double().numpy()):
-        return False
+        return True
     cell = orbit_cell(crystal)
     return cell is not None and found_group(cell.structure) != cell.number
 
