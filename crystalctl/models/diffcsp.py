@@ -25,12 +25,12 @@ from crystalctl.data.statistics import Statistics
 from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import Process, State
-from crystalctl.diffusion.sampling import OnStep, predictor_corrector
-from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule, spaced_steps
+from crystalctl.diffusion.sampling import OnStep
+from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, row_loss
-from crystalctl.models.device import replayed
+from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.cspnet import CSPNet
 
 LATTICE_LIMIT = 60.0
@@ -175,46 +175,27 @@ class DiffCSP(nn.Module):
         """
         device = noise.stream.device
         layout = self._layout(targets, noise)
-        processes = self.processes()
-        state: dict[str, Tensor] = {
-            name: process.prior(layout, noise) for name, process in processes.items()
-        }
+        held: dict[str, Tensor] = {}
         if not self.generates:
             numbers = [z for target in targets for z in target.species()]
-            state["species"] = torch.tensor(numbers, device=device)
+            held["species"] = torch.tensor(numbers, device=device)
         tables = self.network.tables()
 
         def call(current: State, time: Tensor) -> Mapping[str, Tensor]:
             return self.denoise(current, time, layout, tables)
 
-        first = torch.full((layout.n_crystals,), self.config.n_steps, device=device)
-        network = replayed(call, state, first)
-
-        excluded = self._excluded(targets, layout) if self.generates else None
-
-        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
-            out = network(current, torch.full_like(first, t))
-            if excluded is None:
-                return out
-            # The noise that says: these elements are absent from the clean crystal.
-            absent = current["species"] / torch.sqrt(1 - self.species.schedule.alpha_bar[t])
-            return {**out, "species": torch.where(excluded, absent, out["species"])}
-
-        path = spaced_steps(self.config.n_steps, steps or self.config.sample_steps)
-        end = predictor_corrector(
-            denoise,
-            processes,
-            state,
-            path,
+        end = reverse(
+            call,
+            self.processes(),
             layout,
             noise,
-            n_correct=self.config.n_correct,
+            held=held,
+            settings=self.config,
+            excluded=excluded_elements(targets, layout) if self.generates else None,
+            steps=steps,
             on_step=on_step,
         )
-        species = end["species"]
-        if excluded is not None:
-            species = species.masked_fill(excluded, -torch.inf).argmax(1) + 1
-        return Crystals(layout, end["lattice"].view(-1, 3, 3), end["frac"], species)
+        return Crystals(layout, end["lattice"].view(-1, 3, 3), end["frac"], end["species"])
 
     def _layout(self, targets: Sequence[Target], noise: NoiseSource) -> Layout:
         """Atom counts: of the composition, as asked, or drawn from the training histogram."""
@@ -236,12 +217,3 @@ class DiffCSP(nn.Module):
             len(target.species()) or target.n_atoms or drawn[i] for i, target in enumerate(targets)
         ]
         return Layout(torch.tensor(counts)).to(device)
-
-    def _excluded(self, targets: Sequence[Target], layout: Layout) -> Tensor:
-        """Elements each atom may not be, (A, 100) bool."""
-        mask = torch.zeros(len(targets), MAX_Z, dtype=torch.bool)
-        for row, target in enumerate(targets):
-            if target.elements is not None:
-                mask[row] = True
-                mask[row, [z - 1 for z in target.elements]] = False
-        return mask.to(layout.device)[layout.crystal_idx]

@@ -32,13 +32,13 @@ from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.lattice_coords import from_family6, to_family6
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import Process, State
-from crystalctl.diffusion.sampling import OnStep, predictor_corrector
-from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule, spaced_steps
+from crystalctl.diffusion.sampling import OnStep
+from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms
-from crystalctl.models.device import replayed
 from crystalctl.models.diffcsp import SPECIES_LIMIT, DiffCSPConfig
+from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.cspnet import CSPNet
 from crystalctl.symmetry.primitive import CENTRINGS, centring_index, n_lattice_points, sites_of
 from crystalctl.symmetry.tables import tables
@@ -189,42 +189,23 @@ class DiffCSPPlus(nn.Module):
         device = noise.stream.device
         position, n_orbits, groups, given = _templates(targets, self.generates)
         unit = unit_of(position.to(device), n_orbits.to(device), groups.to(device))
-        processes = self.processes()
-        state: dict[str, Tensor] = {
-            name: process.prior(unit.layout, noise) for name, process in processes.items()
-        }
-        if not self.generates:
-            state["species"] = given.to(device)
+        held = {} if self.generates else {"species": given.to(device)}
         tables = self.network.tables()
 
         def call(current: State, time: Tensor) -> Mapping[str, Tensor]:
             return self.denoise(current, time, unit, tables)
 
-        first = torch.full((len(targets),), self.config.n_steps, device=device)
-        network = replayed(call, state, first)
-        excluded = self._excluded(targets, given, unit) if self.generates else None
-
-        def denoise(current: State, t: int) -> Mapping[str, Tensor]:
-            out = network(current, torch.full_like(first, t))
-            if excluded is None:
-                return out
-            # The noise that says: these elements are absent from the clean crystal.
-            absent = current["species"] / torch.sqrt(1 - self.species.schedule.alpha_bar[t])
-            return {**out, "species": torch.where(excluded, absent, out["species"])}
-
-        end = predictor_corrector(
-            denoise,
-            processes,
-            state,
-            spaced_steps(self.config.n_steps, steps or self.config.sample_steps),
+        end = reverse(
+            call,
+            self.processes(),
             unit.layout,
             noise,
-            n_correct=self.config.n_correct,
+            held=held,
+            settings=self.config,
+            excluded=self._excluded(targets, given, unit) if self.generates else None,
+            steps=steps,
             on_step=on_step,
         )
-        species = end["species"]
-        if excluded is not None:
-            species = species.masked_fill(excluded, -torch.inf).argmax(1) + 1
         k = torch.where(unit.free, end["lattice"], unit.fixed) + unit.offset
         return from_anchors(
             position.to(device),
@@ -232,17 +213,12 @@ class DiffCSPPlus(nn.Module):
             space_group=groups.to(device),
             lattice=from_family6(k * _scale(device)).float(),
             anchors=end["frac"],
-            species=species,
+            species=end["species"],
         )
 
     def _excluded(self, targets: Sequence[Target], given: Tensor, unit: Unit) -> Tensor:
         """Elements each orbit may not be, (O, 100) bool: not asked for, or not the given one."""
-        mask = torch.zeros(len(targets), MAX_Z, dtype=torch.bool)
-        for row, target in enumerate(targets):
-            if target.elements is not None:
-                mask[row] = True
-                mask[row, [z - 1 for z in target.elements]] = False
-        orbit = mask.to(unit.layout.device)[unit.layout.crystal_idx]
+        orbit = excluded_elements(targets, unit.layout)
         known = given.to(unit.layout.device)[:, None]
         element = torch.arange(1, MAX_Z + 1, device=known.device)
         return torch.where(known > 0, element != known, orbit)

@@ -1,0 +1,90 @@
+"""What sampling is for every family that diffuses fields: one path back, some elements held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from crystalctl.crystal.batch import MAX_Z, Layout, Target
+from crystalctl.diffusion.gaussian import GaussianProcess
+from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.diffusion.process import Process, State
+from crystalctl.diffusion.sampling import OnStep, predictor_corrector
+from crystalctl.diffusion.schedules import spaced_steps
+from crystalctl.models.device import replayed
+
+
+class Settings(Protocol):
+    """What a family's config says of sampling."""
+
+    @property
+    def n_steps(self) -> int: ...
+
+    @property
+    def sample_steps(self) -> int: ...
+
+    @property
+    def n_correct(self) -> int: ...
+
+
+def reverse(
+    call: Callable[[State, Tensor], Mapping[str, Tensor]],
+    processes: Mapping[str, Process],
+    layout: Layout,
+    noise: NoiseSource,
+    *,
+    held: State,
+    settings: Settings,
+    excluded: Tensor | None = None,
+    steps: int | None = None,
+    on_step: OnStep | None = None,
+) -> dict[str, Tensor]:
+    """The fields at t = 0, from the priors of ``processes`` and the fields ``held`` fixed.
+
+    ``call`` is the network: (state, time steps (C,)) -> outputs. ``excluded`` (rows, 100) bool:
+    elements a row may not be; "species" then comes back as atomic numbers.
+    """
+    state = {name: process.prior(layout, noise) for name, process in processes.items()}
+    state |= held
+    first = torch.full((layout.n_crystals,), settings.n_steps, device=noise.stream.device)
+    network = replayed(call, state, first)
+
+    def denoise(current: State, t: int) -> Mapping[str, Tensor]:
+        out = network(current, torch.full_like(first, t))
+        if excluded is None:
+            return out
+        species = processes["species"]
+        assert isinstance(species, GaussianProcess)
+        # The noise that says: these elements are absent from the clean crystal.
+        absent = current["species"] / torch.sqrt(1 - species.schedule.alpha_bar[t])
+        return {**out, "species": torch.where(excluded, absent, out["species"])}
+
+    path = spaced_steps(settings.n_steps, steps or settings.sample_steps)
+    end = dict(
+        predictor_corrector(
+            denoise,
+            processes,
+            state,
+            path,
+            layout,
+            noise,
+            n_correct=settings.n_correct,
+            on_step=on_step,
+        )
+    )
+    if excluded is not None:
+        end["species"] = end["species"].masked_fill(excluded, -torch.inf).argmax(1) + 1
+    return end
+
+
+def excluded_elements(targets: Sequence[Target], layout: Layout) -> Tensor:
+    """Elements each row of ``layout`` may not be, (rows, 100) bool."""
+    mask = torch.zeros(len(targets), MAX_Z, dtype=torch.bool)
+    for row, target in enumerate(targets):
+        if target.elements is not None:
+            mask[row] = True
+            mask[row, [z - 1 for z in target.elements]] = False
+    return mask.to(layout.device)[layout.crystal_idx]
