@@ -118,7 +118,8 @@ def predict(
         from crystalctl.checkpoint import shipped_templates
         from crystalctl.retrieval import Memory
 
-        memory = Memory.load(Path(templates) if templates is not None else shipped_templates())
+        memory = Memory.load(shipped_templates())
+        memory = memory if templates is None else Memory.load(Path(templates), cost=memory.cost)
         return plan_templates(
             wanted, n, statistics, symmetry, memory=memory, units=units, num_atoms=num_atoms
         )

@@ -1,9 +1,9 @@
 """Templates for a bare formula: votes of known structures whose elements are like its own.
 
 Every known structure of the same stoichiometry and number of atoms votes for its template, its
-elements exchanged for those asked for in the way that changes the Mendeleev numbers least, with the
-weight exp(-sum |change| / ``WIDTH``). The structures come from a dataset of the user or from a
-small file shipped with the weights. No torch here.
+elements exchanged for those asked for in the way that costs least, with the weight exp(-cost). The
+cost of each exchange is learnt (``training/metric.py``) and comes with the templates shipped beside
+the weights, also for a dataset of the user. No torch here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalctl.crystal.elements import MENDELEEV
 from crystalctl.errors import DataError
 from crystalctl.symmetry.assignments import lattice_points
+from crystalctl.symmetry.normaliser import Orbits, canonical_orbits, equivalent_orbits
 from crystalctl.symmetry.tables import tables
 from crystalctl.templating import Chosen
 
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
     from crystalctl.data.standard import Standard
 
 WIDTH = 6.0
-"""Change of Mendeleev numbers, summed over the elements, over which a vote falls to 1/e."""
+"""Change of Mendeleev number that costs 1 where nothing is learnt."""
 KIND = "templates"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Ints = NDArray[np.int64]
 
 
@@ -39,31 +41,28 @@ Ints = NDArray[np.int64]
 class Memory:
     """The templates of N structures.
 
-    ``group`` and ``n_orbits`` (N,), ``rows`` and ``species`` (O,) of all orbits; ``mendeleev``
-    (101,) by atomic number, row 0 unused.
+    ``group`` and ``n_orbits`` (N,), ``rows`` and ``species`` (O,) of all orbits; ``cost``
+    (101, 101): of exchanging one atomic number for another, row and column 0 unused.
     """
 
     group: Ints
     n_orbits: Ints
     rows: Ints
     species: Ints
-    mendeleev: NDArray[np.float64]
+    cost: NDArray[np.float64]
 
     @staticmethod
     def of(standard: Standard) -> Memory:
         """The templates of a dataset's conventional cells. Raises ``DataError`` without any."""
-        from pymatgen.core import Element
-
         layout = standard.crystals.layout
         if layout.orbits is None or layout.space_group is None or not len(standard.source):
             raise DataError("the dataset holds no orbits", "make it again: crystalctl data prepare")
-        numbers = [0.0] + [float(Element.from_Z(z).mendeleev_no or 0) for z in range(1, 101)]
         return Memory(
             layout.space_group.numpy(),
             layout.orbits.n_orbits.numpy(),
             layout.orbits.position.numpy(),
             layout.orbits.at_anchors(standard.crystals.species).numpy(),
-            np.array(numbers),
+            plain_cost(),
         )
 
     def save(self, path: Path) -> None:
@@ -77,14 +76,14 @@ class Memory:
             "n_orbits": self.n_orbits.astype(np.uint16),
             "rows": self.rows.astype(np.int16),
             "species": self.species.astype(np.uint8),
-            "mendeleev": self.mendeleev.astype(np.float32),
+            "cost": self.cost.astype(np.float16),
         }
         header = {"kind": KIND, "version": str(FORMAT_VERSION)}
         write_atomic(path, save(tensors, header))
 
     @staticmethod
-    def load(path: Path) -> Memory:
-        """Read a file of templates, or the orbits of a prepared dataset.
+    def load(path: Path, *, cost: NDArray[np.float64] | None = None) -> Memory:
+        """Read a file of templates, or the orbits of a prepared dataset, to which ``cost`` goes.
 
         Raises ``DataError`` when it is neither.
         """
@@ -92,8 +91,11 @@ class Memory:
 
         try:
             with safe_open(path, framework="np") as handle:
-                if (handle.metadata() or {}).get("kind") != KIND:
-                    return Memory._of_dataset(path)
+                header = handle.metadata() or {}
+                if header.get("kind") != KIND:
+                    return Memory._of_dataset(path, cost)
+                if header.get("version") != str(FORMAT_VERSION):
+                    raise ValueError(f"format {header.get('version')}, not {FORMAT_VERSION}")
                 names = list(handle.keys())
                 raw: dict[str, Any] = {name: handle.get_tensor(name) for name in names}
         except (SafetensorError, ValueError, OSError) as error:
@@ -101,21 +103,22 @@ class Memory:
                 f"{path} holds no templates ({error})",
                 "use a file made by: crystalctl data prepare",
             ) from error
-        numbers = {k: v.astype(np.int64) for k, v in raw.items() if k != "mendeleev"}
-        return Memory(**numbers, mendeleev=raw["mendeleev"].astype(np.float64))
+        numbers = {k: v.astype(np.int64) for k, v in raw.items() if k != "cost"}
+        return Memory(**numbers, cost=raw["cost"].astype(np.float64))
 
     @staticmethod
-    def _of_dataset(path: Path) -> Memory:
+    def _of_dataset(path: Path, cost: NDArray[np.float64] | None) -> Memory:
         from crystalctl.data.datasets import Dataset
 
         dataset = Dataset.load(path)
         if dataset.standard is None:
             raise DataError(f"{path} holds no orbits", "make it again: crystalctl data prepare")
-        return Memory.of(dataset.standard)
+        memory = Memory.of(dataset.standard)
+        return memory if cost is None else replace(memory, cost=cost)
 
     @cached_property
-    def _by_counts(self) -> dict[tuple[int, ...], list[tuple[int, tuple[int, ...], Ints, Ints]]]:
-        """Atoms of each element, sorted -> (group, elements in that order, rows, species)."""
+    def by_counts(self) -> dict[tuple[int, ...], list[tuple[int, tuple[int, ...], Ints, Ints]]]:
+        """Atoms of each element, primitive cell, sorted -> (group, elements so, rows, species)."""
         size = tables().multiplicity
         found: dict[tuple[int, ...], list[tuple[int, tuple[int, ...], Ints, Ints]]] = defaultdict(
             list
@@ -149,27 +152,51 @@ class Memory:
         """
         wanted = sorted(composition, key=lambda z: (composition[z], z))
         key = tuple(composition[z] for z in wanted)
-        votes: dict[Chosen, float] = defaultdict(float)
-        orders = _same_counts(wanted, composition)
-        target = self.mendeleev[np.array(orders)]
-        for group, elements, positions, species in self._by_counts.get(key, []):
+        asked = None if rows is None else canonical_orbits((row, 1) for row in rows)
+        # Canonical template -> its descriptions in the data, with the votes for each.
+        votes: dict[Orbits, dict[Orbits, float]] = defaultdict(lambda: defaultdict(float))
+        orders = same_counts(wanted, composition)
+        target = np.array(orders)
+        for group, elements, positions, species in self.by_counts.get(key, []):
             if groups is not None and group not in groups:
                 continue
-            if rows is not None and sorted(positions.tolist()) != sorted(rows):
+            there = positions.tolist()
+            if asked is not None and canonical_orbits((row, 1) for row in there) != asked:
                 continue
-            change = np.abs(target - self.mendeleev[list(elements)]).sum(1)
+            change = self.cost[target, list(elements)].sum(1)
             best = int(change.argmin())
             swap = dict(zip(elements, orders[best], strict=True))
-            pairs = sorted(
-                (r, swap[z]) for r, z in zip(positions.tolist(), species.tolist(), strict=True)
+            pairs = tuple(
+                sorted((r, swap[z]) for r, z in zip(there, species.tolist(), strict=True))
             )
-            chosen = Chosen(group, tuple(r for r, _ in pairs), tuple(z for _, z in pairs))
-            votes[chosen] += math.exp(-float(change[best]) / WIDTH)
-        ranked = sorted(votes.items(), key=lambda item: (-item[1], item[0].key))
-        return ranked[:n]
+            votes[canonical_orbits(pairs)][pairs] += math.exp(-float(change[best]))
+        ranked = sorted(
+            ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
+        )
+        return [(self._written(votes[o], o, rows), total) for total, o in ranked[:n]]
+
+    @staticmethod
+    def _written(
+        votes: Mapping[Orbits, float], template: Orbits, rows: Sequence[int] | None
+    ) -> Chosen:
+        """A template in its commonest setting, or on the very positions asked for."""
+        best = max(votes, key=lambda orbits: (votes[orbits], orbits))
+        if rows is not None:
+            best = next(
+                orbits
+                for orbits in equivalent_orbits(template)
+                if [row for row, _ in orbits] == sorted(rows)
+            )
+        return Chosen.of(best)
 
 
-def _same_counts(wanted: Sequence[int], composition: Mapping[int, int]) -> list[tuple[int, ...]]:
+def plain_cost() -> NDArray[np.float64]:
+    """Costs (101, 101) without learning: |change of Mendeleev number| / ``WIDTH``."""
+    numbers = np.array([0, *MENDELEEV], dtype=np.float64)
+    return np.abs(numbers[:, None] - numbers) / WIDTH
+
+
+def same_counts(wanted: Sequence[int], composition: Mapping[int, int]) -> list[tuple[int, ...]]:
     """All orders of the elements in which the sorted atom counts stay the same."""
     blocks: dict[int, list[int]] = defaultdict(list)
     for z in wanted:

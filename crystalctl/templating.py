@@ -6,6 +6,7 @@ No torch here: wrong requests are refused before it is loaded.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,7 @@ from crystalctl.symmetry.assignments import (
     possible_atom_counts,
 )
 from crystalctl.symmetry.groups import groups_of_family, parse_group
+from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.witness import has_own_group
 from crystalctl.symmetry.wyckoff import parse_wyckoff, position, positions
@@ -68,6 +70,12 @@ class Chosen:
     group: int
     rows: tuple[int, ...]
     species: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(orbits: Sequence[tuple[int, int]]) -> Chosen:
+        """The template of (table row, atomic number) pairs."""
+        rows, species = zip(*sorted(orbits), strict=True)
+        return Chosen(position(rows[0]).group, rows, species)
 
     @property
     def n_atoms(self) -> int:
@@ -126,7 +134,10 @@ def predict_templates(
     Order: how often the training data occupy these positions, then few orbits. Empty where the
     multiplicities cannot add up.
     """
-    found: list[tuple[tuple[int, int], Assignment, int]] = []
+    known: Counter[Orbits] = Counter()
+    for text, count in statistics.templates.items():
+        known[canonical_orbits((row, 0) for row in _split(text)[1])] += count
+    found: dict[Orbits, tuple[tuple[int, int], Assignment, int]] = {}
     for group in symmetry.groups:
         ways = (
             iter(covers(symmetry.rows, composition))
@@ -134,12 +145,13 @@ def predict_templates(
             else assignments(group, composition)
         )
         for way in islice(ways, MOST_ASSIGNMENTS):
-            seen = statistics.templates.get(f"{group}:" + ",".join(str(row) for row, _ in way), 0)
-            found.append(((-seen, len(way)), way, group))
-    found.sort(key=lambda item: item[0])
+            seen = known[canonical_orbits((row, 0) for row, _ in way)]
+            # Of descriptions that differ by the setting only the first is kept.
+            found.setdefault(canonical_orbits(way), ((-seen, len(way)), way, group))
+    ranked = sorted(found.values(), key=lambda item: item[0])
     return [
         Chosen(group, tuple(row for row, _ in way), tuple(z for _, z in way))
-        for _, way, group in found[:n]
+        for _, way, group in ranked[:n]
     ]
 
 

@@ -95,6 +95,29 @@ def info(
     print_rejected(facts)
 
 
+@app.command()
+def templates(
+    file: Annotated[Path, typer.Argument(metavar="DATASET", help="A prepared dataset file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write (.safetensors).")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    progress: Annotated[bool, typer.Option(help="Show progress.")] = True,
+) -> None:
+    """Learn from a dataset which elements replace each other; for predict --templates."""
+    _check_output(out, force)
+    from dataclasses import replace
+
+    from crystalctl.retrieval import Memory
+    from crystalctl.training.metric import learn_cost
+
+    memory = Memory.load(file)
+    with ui.progress(quiet=not progress) as move:
+        report = partial(move, "learning") if move else None
+        memory = replace(memory, cost=learn_cost(memory, progress=report))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    memory.save(out)
+    ui.stdout().print(f"{len(memory.group)} structures, {len(memory.by_counts)} kinds: {out}")
+
+
 def _check_output(out: Path, force: bool) -> None:
     """Refuse an output that cannot be written, before any work is done."""
     import os

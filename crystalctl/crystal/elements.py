@@ -24,6 +24,16 @@ SYMBOLS: tuple[str, ...] = tuple(_TABLE.split())
 
 ATOMIC_NUMBER: dict[str, int] = {symbol: z for z, symbol in enumerate(SYMBOLS, start=1)}
 
+MENDELEEV: tuple[int, ...] = (
+    103, 1, 12, 77, 86, 95, 100, 101, 102, 2, 11, 73, 80, 85, 90, 94, 99, 3, 10, 16, 19, 51, 54, 57,
+    60, 61, 64, 67, 72, 76, 81, 84, 89, 93, 98, 4, 9, 15, 25, 49, 53, 56, 59, 62, 65, 69, 71, 75,
+    79, 83, 88, 92, 97, 5, 8, 14, 33, 32, 31, 30, 29, 28, 18, 27, 26, 24, 23, 22, 21, 17, 20, 50,
+    52, 55, 58, 63, 66, 68, 70, 74, 78, 82, 87, 91, 96, 6, 7, 13, 48, 47, 46, 45, 44, 43, 42, 41,
+    40, 39, 38, 37,
+)  # fmt: skip
+"""Mendeleev number of atomic number ``Z`` at index ``Z - 1``, up to fermium: neighbours in this
+order replace each other in structures. Ref: Pettifor, Solid State Commun. 51, 31 (1984)."""
+
 _DOTS = "·•∙⋅*"
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")

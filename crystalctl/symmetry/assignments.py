@@ -44,6 +44,11 @@ def assignments(group: int, composition: Mapping[int, int]) -> Iterator[Assignme
 _NEVER = 10**6
 
 
+def may_hold(group: int, n_atoms: int) -> bool:
+    """Whether some positions of a group add up to ``n_atoms`` in the primitive cell."""
+    return _fewest(group, n_atoms * lattice_points(group)) < _NEVER
+
+
 def _place(
     group: int, wanted: Sequence[tuple[int, int]], taken: frozenset[int], n_orbits: int
 ) -> Iterator[list[tuple[int, int]]]:

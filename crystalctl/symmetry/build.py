@@ -15,12 +15,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalctl.errors import CrystalctlError
+from crystalctl.symmetry.build_normaliser import relabellings
 from crystalctl.symmetry.groups import FAMILIES, normalise_symbol
 from crystalctl.symmetry.tables import (
     FORMAT_VERSION,
@@ -76,8 +78,20 @@ def build() -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     arrays |= {name: np.concatenate(values) for name, values in pieces.items()}
     arrays["first_position"] = np.array(first_position)
     arrays["first_operation"] = np.array(first_operation)
+    arrays |= _relabellings(arrays, texts)
     header = texts | {"site_symbols": list(site_symbols), "aliases": aliases(texts["symbols"])}
     return _narrow(arrays), {"kind": "symmetry", "version": FORMAT_VERSION, **header}
+
+
+def _relabellings(
+    arrays: dict[str, NDArray[Any]], texts: dict[str, list[str]]
+) -> dict[str, NDArray[Any]]:
+    """The permutations of all groups, one after the other, and where those of each start."""
+    translation = arrays["translation"] / TRANSLATION_DENOMINATOR
+    source = SimpleNamespace(**(arrays | texts | {"translation": translation}))
+    found = [relabellings(number, source).ravel() for number in range(1, N_GROUPS + 1)]
+    starts = np.cumsum([0, *map(len, found)])
+    return {"relabelling": np.concatenate(found), "first_relabelling": starts}
 
 
 def _group_row(number: int, hall: int, hall_spglib: int, general: Operations) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from crystalctl.errors import CrystalctlError
 
 PATH = Path(__file__).with_name("tables.safetensors")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 N_GROUPS = 230
 TRANSLATION_DENOMINATOR = 24
 """Translations are stored as integers over this."""
@@ -46,6 +46,9 @@ class Tables:
     Positions (1731, by group, then letter): ``group``, ``letter`` 0..26, ``multiplicity``,
     ``freedom`` 0..3, ``first_operation`` (1732,), ``site_symmetry`` (index of a symbol).
 
+    ``relabelling`` holds, from ``first_relabelling`` (231,) on, the (M, P) permutations of the P
+    positions of a group under its affine normaliser: entry [m, p] is what position p becomes.
+
     Operations (14433, by position): atom i of an orbit stands at ``rotation`` @ anchor +
     ``translation``; ``pull`` takes a vector there back to the anchor; ``coset`` is the row, among
     the operations of the general position, of a group operation that leads from atom 0 to atom i.
@@ -68,6 +71,8 @@ class Tables:
     translation: Floats
     pull: Floats
     coset: Ints
+    relabelling: Ints
+    first_relabelling: Ints
     symbols: Sequence[str]
     point_groups: Sequence[str]
     families: Sequence[str]

@@ -38,6 +38,7 @@ ALLOWED = {
         "diffusion",
         "models",
         "checkpoint",
+        "retrieval",
     },
     "templating": {"errors", "crystal", "symmetry", "data"},
     "retrieval": {"errors", "crystal", "symmetry", "data", "templating", "io"},
