@@ -20,18 +20,19 @@ from crystalctl.planning import (
     plan_symmetric,
     plan_templates,
 )
+from crystalctl.selection import check_family, choose_weights
 
 if TYPE_CHECKING:
+    from crystalctl.analysis.powder import Pattern
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
     from crystalctl.data.statistics import Statistics
-    from crystalctl.models import Family
     from crystalctl.templating import Symmetry
 
 MAX_SAMPLES = 1_000_000
 """Samples in one run (for each formula); they are planned in memory."""
 OnProgress = Callable[[str, int, int], None]
-"""Called as ``on_progress(stage, done, total)`` with stage sampling, comparing or writing."""
+"""Called as ``on_progress(stage, done, total)``: sampling, comparing, diffraction, writing."""
 Planner = Callable[["Statistics"], list[Sample]]
 
 
@@ -64,6 +65,12 @@ class Options:
     formats: Sequence[str] = ("cif",)
     resume: bool = False
     batch_size: int | None = None
+    xrd: Path | str | None = None
+    """A measured powder pattern: candidates are ranked by their similarity to it."""
+    wavelength: str | float = "CuKa"
+    """Of that pattern and of the simulated ones: Å, or a name pymatgen knows."""
+    report: bool = True
+    """Write ``report.html`` into the run folder."""
     on_progress: OnProgress | None = None
     default_out: bool = False
     """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""
@@ -242,55 +249,6 @@ def _parse_formulas(texts: Sequence[str]) -> list[Formula]:
     return formulas
 
 
-def choose_weights(task: str, needs: set[str], model: str | None, weights: str | None) -> str:
-    """Name or path of the weights to use, after checking that the family can do the task.
-
-    Raises ``InputError`` for an unknown family, or one that does not take what is asked.
-    """
-    if model is not None:
-        check_family(model, task, needs)
-    if weights is not None:
-        return weights
-    from crystalctl.checkpoint import available, default_weights
-    from crystalctl.models import FAMILIES
-
-    able = [model] if model else [x for x, f in FAMILIES.items() if _can(f, task, needs)]
-    if not able:
-        raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
-    shipped = [row for row in available() if row["task"] == task and row["family"] in able]
-    shipped.sort(key=lambda row: not row.get("default"))
-    return default_weights(task, shipped[0]["family"] if shipped else able[0])
-
-
-def _can(family: Family, task: str, needs: set[str]) -> bool:
-    return task in family.tasks and needs <= family.accepts
-
-
-def check_family(family: str, task: str, needs: set[str]) -> None:
-    """Raise ``InputError`` unless the family can do the task with what is ``needed``."""
-    from crystalctl.models import FAMILIES
-
-    if family not in FAMILIES:
-        raise InputError(f"unknown model '{family}'", f"allowed: {', '.join(sorted(FAMILIES))}")
-    lacks = sorted(needs - FAMILIES[family].accepts)
-    if not lacks and task in FAMILIES[family].tasks:
-        return
-    able = [name for name, f in FAMILIES.items() if _can(f, task, needs)]
-    hint = f"use {', '.join(sorted(able))}" if able else "no model can yet"
-    if task == "predict" and "composition" in lacks and "generate" in FAMILIES[family].tasks:
-        hint += f", or `crystalctl generate --model {family}`"
-    what = " and ".join(_WORDS.get(name, name) for name in lacks)
-    raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)
-
-
-_WORDS = {
-    "composition": "a composition (it draws its own)",
-    "elements": "a set of elements",
-    "n_atoms": "a number of atoms",
-    "space_group": "a space group",
-}
-
-
 def _check_numbers(n: Any, options: Options) -> None:
     if n > MAX_SAMPLES:
         raise InputError(f"--n is {n}", f"allowed: up to {MAX_SAMPLES} in one run")
@@ -308,6 +266,16 @@ def _check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
         raise InputError(f"--steps is {steps}", f"these weights have {most} time steps")
 
 
+def _measured(options: Options) -> Pattern | None:
+    """The pattern to rank by; a wrong wavelength is refused even without one."""
+    if options.xrd is None and options.wavelength == "CuKa":
+        return None
+    from crystalctl.analysis.powder import parse_wavelength, read_pattern
+
+    wavelength = parse_wavelength(options.wavelength)
+    return None if options.xrd is None else read_pattern(options.xrd, wavelength)
+
+
 def _run(
     request: dict[str, Any], plan: Planner, name: str, options: Options, *, needs: set[str]
 ) -> Result:
@@ -316,6 +284,9 @@ def _run(
 
     _check_numbers(request["n"], options)
     parse_formats(",".join(options.formats))
+    measured = _measured(options)
+    if measured is not None:
+        request["xrd"] = measured.plain()
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_folder(out, resume=options.resume)
@@ -341,7 +312,7 @@ def _run(
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)
     if out is None:
-        return _draw_and_rank(loaded, samples, options, device, run=None)
+        return _draw_and_rank(loaded, samples, options, device, measured=measured)
     facts = {"command": sys.argv, "weights": loaded.name}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
     if options.on_folder is not None:
@@ -349,7 +320,7 @@ def _run(
     if run.finished:
         return _finished_result(run, samples)
     try:
-        return _draw_and_rank(loaded, samples, options, device, run=run)
+        return _draw_and_rank(loaded, samples, options, device, measured=measured, run=run)
     except BaseException:
         if not run.finished:
             run.interrupted()
@@ -362,11 +333,14 @@ def _draw_and_rank(
     options: Options,
     device: Any,
     *,
-    run: RunFolder | None,
+    measured: Pattern | None,
+    run: RunFolder | None = None,
 ) -> Result:
     """Sample, judge and rank; write everything where there is a run folder."""
+    from crystalctl.analysis.diffraction import rank_by_pattern
+    from crystalctl.analysis.powder import parse_wavelength
     from crystalctl.analysis.ranking import rank_samples
-    from crystalctl.io.ranked import write_ranking
+    from crystalctl.io.ranked import Page, write_ranking
     from crystalctl.io.structures import parse_formats
     from crystalctl.sampling import draw_exact
 
@@ -382,10 +356,13 @@ def _draw_and_rank(
         on_progress=report,
     )
     ranking = rank_samples(samples, crystals, on_progress=report)
+    if measured is not None:
+        ranking = rank_by_pattern(ranking, measured, on_progress=report)
     rows = [candidate.row() for candidate in ranking.candidates]
     if run is not None:
         formats = parse_formats(",".join(options.formats))
-        rows = write_ranking(run, ranking, formats, on_progress=report)
+        page = Page(measured, parse_wavelength(options.wavelength)) if options.report else None
+        rows = write_ranking(run, ranking, formats, page=page, on_progress=report)
     folder = None if run is None else run.path
     return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), folder)
 

@@ -28,6 +28,7 @@ class Candidate:
 
     ``structure``: the sample that represents its group, a pymatgen Structure; ``symmetric``: its
     group and conventional cell. ``members``: numbers of all samples merged, its own included.
+    ``scores``: what else it was ranked by, columns of the summary.
     """
 
     rank: int
@@ -36,6 +37,7 @@ class Candidate:
     structure: Any
     symmetric: Symmetric
     members: tuple[int, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -57,6 +59,7 @@ class Candidate:
             "n_atoms": len(self.structure),
             "z": self.sample.z,
             "count": self.count,
+            **self.scores,
             "sample": self.sample.number,
             "symprec": self.symmetric.symprec,
             "members": list(self.members),

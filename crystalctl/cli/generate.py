@@ -25,7 +25,9 @@ def generate(
     seed: running.Seed = 0,
     device: running.Device = "auto",
     out: running.Out = None,
+    wavelength: running.Wavelength = "CuKa",
     formats: running.Format = "cif",
+    report: running.Report = True,
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
@@ -51,6 +53,8 @@ def generate(
         seed=seed,
         device=device,
         out=out,
+        wavelength=wavelength,
         formats=formats.split(","),
+        report=report,
         resume=resume,
     )

@@ -10,6 +10,14 @@ import typer
 from crystalctl.cli import running
 from crystalctl.errors import InputError
 
+Xrd = Annotated[Path | None, typer.Option(help="Measured powder pattern (2θ, counts) to rank by.")]
+Templates = Annotated[
+    Path | None, typer.Option(help="Prepared dataset whose structures propose templates.")
+]
+Units = Annotated[
+    str, typer.Option("--z", help="Reduced formula units in the cell: auto, or like 1,2,4.")
+]
+
 
 def predict(
     formula: Annotated[
@@ -19,25 +27,24 @@ def predict(
         Path | None, typer.Option(help="File with one formula a line; # starts a comment.")
     ] = None,
     n: running.N = 20,
-    z: Annotated[
-        str, typer.Option(help="Reduced formula units in the cell: auto, or like 1,2,4.")
-    ] = "auto",
+    z: Units = "auto",
     num_atoms: Annotated[
         int | None, typer.Option(help="Number of atoms in the cell, instead of --z.")
     ] = None,
     spacegroup: running.SpaceGroup = None,
     wyckoff: running.Wyckoff = None,
     allow_supergroup: running.AllowSupergroup = False,
-    templates: Annotated[
-        Path | None, typer.Option(help="Prepared dataset whose structures propose templates.")
-    ] = None,
+    templates: Templates = None,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
     seed: running.Seed = 0,
     device: running.Device = "auto",
     out: running.Out = None,
+    xrd: Xrd = None,
+    wavelength: running.Wavelength = "CuKa",
     formats: running.Format = "cif",
+    report: running.Report = True,
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
@@ -65,7 +72,10 @@ def predict(
         seed=seed,
         device=device,
         out=out,
+        xrd=xrd,
+        wavelength=wavelength,
         formats=formats.split(","),
+        report=report,
         resume=resume,
     )
 

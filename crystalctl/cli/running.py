@@ -42,6 +42,12 @@ Wyckoff = Annotated[str | None, typer.Option(help="Wyckoff positions, like 4a,4b
 AllowSupergroup = Annotated[
     bool, typer.Option("--allow-supergroup", help="Keep structures with more symmetry.")
 ]
+Report = Annotated[
+    bool, typer.Option("--report/--no-report", help="Write report.html into the run folder.")
+]
+Wavelength = Annotated[
+    str, typer.Option(help="Of powder patterns: Å, or a name like CuKa, MoKa1, CoKa.")
+]
 
 
 def run_and_show(

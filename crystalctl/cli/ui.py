@@ -19,7 +19,12 @@ from crystalctl.errors import CrystalctlError
 if TYPE_CHECKING:
     from crystalctl.api import Result
 
-_STAGES = {"sampling": "sampling", "comparing": "merging duplicates", "writing": "writing files"}
+_STAGES = {
+    "sampling": "sampling",
+    "comparing": "merging duplicates",
+    "diffraction": "comparing patterns",
+    "writing": "writing files",
+}
 _SHOWN_ROWS = 30
 
 
@@ -112,7 +117,9 @@ def show_result(result: Result, *, command: str) -> None:
     if not shown:
         console.print(f"no possible structure: try {command} with a larger --n", soft_wrap=True)
     if result.folder is not None:
-        console.print(Text(f"written to {result.folder}"), soft_wrap=True)
+        has_report = (result.folder / "report.html").is_file()
+        hint = ", open report.html there" if has_report else ""
+        console.print(Text(f"written to {result.folder}{hint}"), soft_wrap=True)
 
 
 def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
@@ -121,6 +128,9 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
         table.add_column(name, justify="right" if name == "rank" else "left", no_wrap=True)
     for name in ("a", "b", "c", "α", "β", "γ", "g/cm³", "count"):
         table.add_column(name, justify="right", no_wrap=True)
+    scored = any("xrd_similarity" in row for row in rows)
+    if scored:
+        table.add_column("XRD", justify="right", no_wrap=True)
     if files:
         table.add_column("file", no_wrap=True)
     for row in rows:
@@ -132,6 +142,7 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
             *(f"{row[name]:.1f}" for name in ("alpha", "beta", "gamma")),
             f"{row['density']:.2f}",
             str(row["count"]),
+            *([f"{row['xrd_similarity']:.3f}"] if scored else []),
         ]
         table.add_row(*(Text(cell) for cell in (*cells, *([row["file"]] if files else []))))
     return table

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from crystalctl.analysis.ranking import Candidate, Ranking
 from crystalctl.analysis.symmetrise import symmetrise
-from crystalctl.io.results import RAW, RunFolder, file_safe
+from crystalctl.io.results import RAW, REPORT, RunFolder, file_safe
 from crystalctl.io.structures import FORMATS, extxyz_text, read_extxyz, structure_text
+
+if TYPE_CHECKING:
+    from crystalctl.analysis.powder import Pattern
+
+
+SCORES = ("xrd_similarity", "xrd_scale")
+"""Columns of the summary that a ranking adds to the facts of a candidate."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """How to write ``report.html``: the measured pattern, if any, and the wavelength in Å."""
+
+    measured: Pattern | None
+    wavelength: float
 
 
 def write_ranking(
@@ -16,9 +33,13 @@ def write_ranking(
     ranking: Ranking,
     formats: Sequence[str],
     *,
+    page: Page | None = None,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> list[dict[str, Any]]:
-    """Write all results into the run folder and finish it; gives the rows of the summary."""
+    """Write all results into the run folder and finish it; gives the rows of the summary.
+
+    ``page``: also write ``report.html``.
+    """
     run.write(RAW, _raw_text(ranking))
     rows = []
     total = len(ranking.candidates)
@@ -40,8 +61,49 @@ def write_ranking(
         "set_aside": ranking.set_aside(),
     }
     run.write_summary(rows, counts)
+    if page is not None:
+        run.write(REPORT, _report(run, ranking, rows, page))
     run.finish(counts)
     return rows
+
+
+def _report(run: RunFolder, ranking: Ranking, rows: Sequence[Mapping[str, Any]], page: Page) -> str:
+    from crystalctl.evaluation.report import Entry, Report, page_html
+
+    entries = [
+        Entry(
+            rank=candidate.rank,
+            structure=candidate.symmetric.structure,
+            formula=candidate.formula,
+            space_group=candidate.symmetric.symbol,
+            space_group_number=candidate.symmetric.number,
+            file=row["file"],
+            count=candidate.count,
+            xrd_similarity=row.get("xrd_similarity"),
+            xrd_scale=row.get("xrd_scale"),
+        )
+        for candidate, row in zip(ranking.candidates, rows, strict=True)
+    ]
+    samples = ranking.samples
+    predicted = samples[0].composition is not None
+    formulas = list(dict.fromkeys(sample.label for sample in samples))
+    more = f" and {len(formulas) - 3} more" if len(formulas) > 3 else ""
+    title = f"Predicted structures of {', '.join(formulas[:3])}{more}"
+    command = [str(part) for part in run.manifest.get("command", [])]
+    by_votes = any(sample.votes for sample in samples)
+    usual = f"{'votes for the template, ' if by_votes else ''}number of samples merged"
+    return page_html(
+        Report(
+            title=title if predicted else "Generated structures",
+            entries=entries,
+            command=shlex.join(["crystalctl", *command[1:]]) if command else "",
+            order="similarity to the measured pattern" if page.measured else usual,
+            set_aside=ranking.set_aside(),
+            n_samples=len(samples),
+            measured=page.measured,
+            wavelength=page.wavelength,
+        )
+    )
 
 
 def read_samples(run: RunFolder) -> dict[int, Any]:
@@ -69,6 +131,7 @@ def read_candidates(
             drawn[row["sample"]],
             symmetrise(drawn[row["sample"]]),
             tuple(row["members"]),
+            {name: row[name] for name in SCORES if name in row},
         )
         for row in rows
     ]

@@ -25,13 +25,15 @@ MANIFEST = "manifest.json"
 PARTIAL = "partial"
 SUMMARY = "summary.json"
 RAW = "structures.extxyz"
+REPORT = "report.html"
 _CELL = ("a", "b", "c", "alpha", "beta", "gamma", "density", "n_atoms")
 COLUMNS = (
     *("rank", "formula", "space_group", "space_group_number"),
     *_CELL,
     *("z", "count", "sample", "symprec", "file"),
 )
-"""Columns of summary.csv: lengths in Å, angles in degrees, density in g/cm³."""
+"""Columns of summary.csv: lengths in Å, angles in degrees, density in g/cm³. Scores by which the
+candidates were ranked stand before the last one."""
 _PACKAGES = ("crystalctl", "torch", "numpy", "pymatgen", "spglib", "ase", "safetensors")
 
 
@@ -148,7 +150,10 @@ class RunFolder:
     def write_summary(self, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
         """Write summary.csv (one row per ranked structure) and summary.json (rows and counts)."""
         table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        known = {*COLUMNS, "members"}
+        scores = list(dict.fromkeys(key for row in rows for key in row if key not in known))
+        columns = [*COLUMNS[:-1], *scores, COLUMNS[-1]]
+        writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self.write("summary.csv", table.getvalue())

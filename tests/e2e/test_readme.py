@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 from pymatgen.core import Lattice, Structure
 
 README = Path(__file__).parents[2] / "README.md"
@@ -28,6 +29,18 @@ def write_structures(path: Path) -> None:
     path.write_text("\n".join(rows) + "\n")
 
 
+def write_scan(path: Path) -> None:
+    """A powder pattern of rutile."""
+    from crystalctl.analysis.diffraction import profile, simulate
+
+    lattice = Lattice.tetragonal(4.594, 2.959)
+    sites = [[0, 0, 0], [0.305, 0.305, 0]]
+    cell = Structure.from_spacegroup("P4_2/mnm", lattice, ["Ti", "O"], sites)
+    angles = [15 + 0.05 * k for k in range(1500)]
+    counts = 1000 * profile(simulate(cell, 1.54184), np.array(angles)) + 50
+    path.write_text("\n".join(f"{a:.2f} {c:.1f}" for a, c in zip(angles, counts, strict=True)))
+
+
 def test_the_readme_has_the_commands_it_promises() -> None:
     verbs = {line.split()[1] for line in commands()}
     assert {"predict", "generate", "data", "train", "models"} <= verbs
@@ -35,6 +48,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
 
 def test_commands_run(shell, tmp_path: Path) -> None:
     write_structures(tmp_path / "structures.csv")
+    write_scan(tmp_path / "scan.xy")
     for line in commands():
         done = shell(line)
         assert done.stdout.strip(), line

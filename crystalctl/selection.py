@@ -1,0 +1,59 @@
+"""Which weights serve a request, and why a family cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crystalctl.errors import InputError
+
+if TYPE_CHECKING:
+    from crystalctl.models import Family
+
+
+def choose_weights(task: str, needs: set[str], model: str | None, weights: str | None) -> str:
+    """Name or path of the weights to use, after checking that the family can do the task.
+
+    Raises ``InputError`` for an unknown family, or one that does not take what is asked.
+    """
+    if model is not None:
+        check_family(model, task, needs)
+    if weights is not None:
+        return weights
+    from crystalctl.checkpoint import available, default_weights
+    from crystalctl.models import FAMILIES
+
+    able = [model] if model else [x for x, f in FAMILIES.items() if _can(f, task, needs)]
+    if not able:
+        raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
+    shipped = [row for row in available() if row["task"] == task and row["family"] in able]
+    shipped.sort(key=lambda row: not row.get("default"))
+    return default_weights(task, shipped[0]["family"] if shipped else able[0])
+
+
+def _can(family: Family, task: str, needs: set[str]) -> bool:
+    return task in family.tasks and needs <= family.accepts
+
+
+def check_family(family: str, task: str, needs: set[str]) -> None:
+    """Raise ``InputError`` unless the family can do the task with what is ``needed``."""
+    from crystalctl.models import FAMILIES
+
+    if family not in FAMILIES:
+        raise InputError(f"unknown model '{family}'", f"allowed: {', '.join(sorted(FAMILIES))}")
+    lacks = sorted(needs - FAMILIES[family].accepts)
+    if not lacks and task in FAMILIES[family].tasks:
+        return
+    able = [name for name, f in FAMILIES.items() if _can(f, task, needs)]
+    hint = f"use {', '.join(sorted(able))}" if able else "no model can yet"
+    if task == "predict" and "composition" in lacks and "generate" in FAMILIES[family].tasks:
+        hint += f", or `crystalctl generate --model {family}`"
+    what = " and ".join(_WORDS.get(name, name) for name in lacks)
+    raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)
+
+
+_WORDS = {
+    "composition": "a composition (it draws its own)",
+    "elements": "a set of elements",
+    "n_atoms": "a number of atoms",
+    "space_group": "a space group",
+}
