@@ -68,7 +68,7 @@ class Prepared:
     @cached_property
     def lengths(self) -> Array:
         """Sorted lengths of the reduced basis over the cube root of the volume, (3,)."""
-        return np.sort(self.reduced.lattice.abc) / np.cbrt(self.reduced.volume)
+        return np.asarray(np.sort(self.reduced.lattice.abc) / np.cbrt(self.reduced.volume))
 
     @cached_property
     def minima(self) -> Array:
@@ -76,7 +76,8 @@ class Prepared:
         from ase.geometry import minkowski_reduce
 
         basis, _ = minkowski_reduce(self.reduced.lattice.matrix)
-        return np.sort(np.linalg.norm(basis, axis=1)) / np.cbrt(self.reduced.volume)
+        lengths = np.sort(np.linalg.norm(basis, axis=1))
+        return np.asarray(lengths / np.cbrt(self.reduced.volume))
 
 
 def may_match(one: Prepared, other: Prepared, ltol: float) -> bool:
@@ -90,7 +91,6 @@ def rms(one: Prepared, other: Prepared, tolerances: dict[str, float] = BENCHMARK
     """What ``StructureMatcher.get_rms_dist`` gives for the two, None = no match."""
     if not may_match(one, other, tolerances["ltol"]):
         return None
-    matcher = _matcher(**tolerances)
     try:
         return best_rms(_matcher(**tolerances), one.reduced, other.reduced)
     except Exception:  # as in the published evaluation, an error is no match

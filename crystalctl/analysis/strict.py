@@ -1,4 +1,4 @@
-"""The inner loop of pymatgen's StructureMatcher for two primitive cells, with its arithmetic batched.
+"""The inner loop of pymatgen's StructureMatcher for two primitive cells, its arithmetic batched.
 
 Same candidates in the same order and the same decisions; what pymatgen computes through an object
 for each candidate lattice is computed for all of them at once here (a third of the time).
