@@ -257,7 +257,7 @@ def _rows(
 def _reason(one: Described) -> str:
     """Why a structure is not valid, or cannot be compared, in words."""
     if one.reason or one.strange:
-        return one.reason or one.strange
+        return one.reason or f"not compared: {one.strange}"
     if not one.struct_valid:
         return "atoms closer than 0.5 Å"
     if one.comp_valid is False:

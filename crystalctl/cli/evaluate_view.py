@@ -35,7 +35,7 @@ def show_evaluation(result: Evaluation) -> None:
     for name, found in runs.items():
         failures = list(found["failures"].items())
         if failures:
-            console.print(Text(f"not valid in {name}:" if len(runs) > 1 else "not valid:"))
+            console.print(Text(f"failed in {name}:" if len(runs) > 1 else "failed:"))
         for reason, count in failures[:_SHOWN_REASONS]:
             console.print(Text(f"  {count} x {reason}"), soft_wrap=True)
         if len(failures) > _SHOWN_REASONS:

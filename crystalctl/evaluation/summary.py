@@ -192,5 +192,5 @@ def stability(ours: Facts, compared: Compared, *, has_known: bool) -> dict[str, 
 
 def reasons(texts: Sequence[str]) -> dict[str, int]:
     """Reason -> how many, the most frequent first; what follows the first colon is left out."""
-    short = [text.split(":", 1)[0] for text in texts if text]
+    short = [text.removeprefix("not compared: ").split(":", 1)[0] for text in texts if text]
     return dict(Counter(short).most_common())
