@@ -72,16 +72,18 @@ def _prediction(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["n_without_prediction"]:
         yield "  without a prediction", str(found["n_without_prediction"])
     yield "paired by", str(found["paired_by"])
-    names = {"ungated": "", "gated_both": ", both valid", "gated_prediction": ", prediction valid"}
-    for key, one in found.items():
-        if not (key.startswith("k=") or key == "top_1"):
-            continue
+    for key in [key for key in found if key.startswith("k=") or key == "top_1"]:
         label = "top-1 of the ranking" if key == "top_1" else key
-        for gate, words in names.items():
-            if gate in one:
-                rate, rmse = one[gate]["match_rate"], one[gate]["rmse"]
-                yield f"match rate / RMSE, {label}{words}", f"{_percent(rate)} / {_number(rmse)}"
-        yield f"cRMSE, {label}", _number(one["crmse"])
+        # The published gates: both sides for one prediction, the prediction for several.
+        gate = "gated_both" if key in ("k=1", "top_1") else "gated_prediction"
+        yield f"match rate / RMSE, {label}", _rate(found[key]["ungated"])
+        if gate in found[key]:
+            words = gate.removeprefix("gated_") + " valid"
+            yield f"match rate / RMSE, {label}, {words}", _rate(found[key][gate])
+        if "where_predicted" in found:
+            where = found["where_predicted"][key]["ungated"]
+            yield f"match rate / RMSE, {label}, where predicted", _rate(where)
+        yield f"cRMSE, {label}", _number(found[key]["crmse"])
     if found["metre"]:
         one = found["metre"]
         yield "METRe / cRMSE", f"{_percent(one['metre'])} / {_number(one['crmse'])}"
@@ -107,6 +109,10 @@ def _generation(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"Wasserstein, {name.replace('_', ' ')}", _number(value)
     for name, value in found["jensen_shannon"].items():
         yield f"Jensen-Shannon, {name.replace('_', ' ')}", _number(value)
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    return f"{_percent(found['match_rate'])} / {_number(found['rmse'])}"
 
 
 def _percent(value: float | None) -> str:

@@ -68,6 +68,9 @@ def prediction(
 ) -> dict[str, Any]:
     """Match rate and RMSE for k = 1 and the best of k with each gate, METRe, cRMSE, top-1.
 
+    k = 1 takes the predictions as given, more of them by rank. All references count;
+    "where_predicted" leaves out those without a prediction.
+
     ``counts``: values of k beside 1 and all. ``complete``: whether ``distances`` has every pair of
     a prediction and a reference of one formula, which METRe needs.
     """
@@ -79,14 +82,20 @@ def prediction(
         "formula_overlap": pairing.overlap,
         "k_max": most,
     }
-    for k in sorted({1, *counts, max(most, 1)}):
-        order = pairing.drawn if k == 1 else pairing.ranked
-        judged[f"k={k}"] = _match(order, distances, ours, theirs, k)
+    orders = {
+        f"k={k}": (pairing.drawn if k == 1 else pairing.ranked, k)
+        for k in sorted({1, *counts, max(most, 1)})
+    }
     if pairing.has_ranks:
-        judged["top_1"] = _match(pairing.ranked, distances, ours, theirs, 1)
+        orders["top_1"] = (pairing.ranked, 1)
+    there = [j for j, rows in enumerate(pairing.drawn) if rows]
+    for name, (order, k) in orders.items():
+        judged[name] = _match(order, distances, ours, theirs, k)
     if judged["n_without_prediction"]:
-        there = [j for j, rows in enumerate(pairing.drawn) if rows]
-        judged["k=1 where predicted"] = _match(pairing.drawn, distances, ours, theirs, 1, there)
+        judged["where_predicted"] = {
+            name: _match([order[j] for j in there], distances, ours, theirs, k, there)
+            for name, (order, k) in orders.items()
+        }
     judged["metre"] = None
     if complete:
         best: dict[int, float] = {}
@@ -104,10 +113,10 @@ def _match(
     k: int,
     chosen: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    rows = range(len(order)) if chosen is None else chosen
-    table = [[distances.get((i, j)) for i in order[j]] for j in rows]
-    valid = [[ours.described[i].valid for i in order[j]] for j in rows]
-    truth = [theirs.described[j].valid for j in rows]
+    owners = range(len(order)) if chosen is None else chosen
+    table = [[distances.get((i, j)) for i in rows] for j, rows in zip(owners, order, strict=True)]
+    valid = [[ours.described[i].valid for i in rows] for rows in order]
+    truth = [theirs.described[j].valid for j in owners]
     known = all(one.comp_valid is not None for one in ours.described if not one.reason)
     gates: tuple[Gate, ...] = ("none", "both", "prediction") if known else ("none",)
     found: dict[str, Any] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ OnStep = Callable[[int, int], None]
 KINDS = f"a run folder, {SUPPORTED}, or a .zip of them"
 _MAX_MEMBER_BYTES = 2**31
 _CHUNK = 32
+_CIF_BLOCK = re.compile(r"^(?=data_)", re.MULTILINE | re.IGNORECASE)
 _SERIAL_BELOW = 200
 
 
@@ -67,12 +70,13 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
         if not hits:
             raise InputError(f"no file or folder at {given}", f"give {KINDS}")
         expanded += hits
-    single = [p for p in expanded if p.is_file() and p.suffix.lower() == ".cif"]
+    single = [p for p in expanded if not p.is_dir() and p.suffix.lower() == ".cif"]
     sources: list[Source] = []
     if single:
-        base = single[0].parent
-        name = single[0].stem if len(single) == 1 else (base.resolve().name or "structures")
-        sources.append(Source(name, tuple(single), base))
+        base = Path(os.path.commonpath([p.parent.absolute() for p in single]))
+        single_files = tuple(p.absolute() for p in single)
+        name = single[0].stem if len(single) == 1 else (base.name or "structures")
+        sources.append(Source(name, single_files, base))
     for path in expanded:
         if path.is_dir():
             sources += _of_folder(path)
@@ -87,7 +91,8 @@ def _of_folder(folder: Path) -> list[Source]:
     runs = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}") if (p.parent / RAW).is_file())
     if runs:
         return [_run(run) for run in runs]
-    every = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    # A link that leads nowhere is no file, but somebody meant a structure by it.
+    every = sorted(p for p in folder.rglob("*") if not p.is_dir() and not p.name.startswith("."))
     files = [p for p in every if p.suffix.lower() == ".cif"]
     files = files or [p for p in every if _known(p)]
     if not files:
@@ -151,7 +156,7 @@ def _raw_rows(path: Path, base: Path, scratch: Path) -> Iterator[RawRow | Row]:
             yield from _zip_rows(path, name, scratch)
             return
         if sniff(path) == "cif":
-            yield RawRow("cif", str(path), name, 1, str(Path(name).with_suffix("")))
+            yield from _cif_rows(path, name)
             return
         for raw in read_rows([path]):
             number = raw.number
@@ -159,6 +164,21 @@ def _raw_rows(path: Path, base: Path, scratch: Path) -> Iterator[RawRow | Row]:
     except (DataError, OSError, ValueError) as error:
         # What was read before the damage counts; the damage itself is one row.
         yield Row(name, number + 1, Path(name).stem, None, f"file cannot be read: {error}")
+
+
+def _cif_rows(path: Path, name: str) -> Iterator[RawRow]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    yield from _blocks(text, name, str(Path(name).with_suffix("")))
+
+
+def _blocks(text: str, source: str, name: str) -> Iterator[RawRow]:
+    """The structures of a CIF: a file of several is what many programs write."""
+    blocks = [b for b in _CIF_BLOCK.split(text) if "_atom_site_fract_x" in b.lower()]
+    if len(blocks) < 2:
+        yield RawRow("csv", {"cif": text}, source, 1, name)
+        return
+    for number, block in enumerate(blocks, start=1):
+        yield RawRow("csv", {"cif": block}, source, number, f"{name}-{number}")
 
 
 def _zip_rows(path: Path, name: str, scratch: Path) -> Iterator[RawRow | Row]:
@@ -183,7 +203,7 @@ def _zip_rows(path: Path, name: str, scratch: Path) -> Iterator[RawRow | Row]:
                 continue
             if member.filename.lower().endswith(".cif"):
                 text = content.decode("utf-8", errors="replace")
-                yield RawRow("csv", {"cif": text}, label, 1, str(Path(member.filename).stem))
+                yield from _blocks(text, label, str(Path(member.filename).with_suffix("")))
                 continue
             suffix = "".join(Path(member.filename).suffixes[-2:]).lower()
             copy = scratch / f"{path.stem}-{number}{suffix}"
