@@ -44,9 +44,16 @@ def _candidates(matcher: Any, one: Any, other: Any) -> Iterator[Array]:
     mask, starts, origin = matcher._get_mask(one, other, 1, True)
     ratio = (other.volume / one.volume) ** (1 / 6)
     lattice, target = Lattice(one.lattice.matrix * ratio), Lattice(other.lattice.matrix / ratio)
-    cells = _mappings(lattice, target, matcher.ltol, matcher.angle_tol)
-    if not len(cells):
-        return
+    for cells in _mappings(lattice, target, matcher.ltol, matcher.angle_tol):
+        yield from _laid_on(matcher, one, other, lattice, target, cells, (mask, starts, origin))
+
+
+def _laid_on(
+    matcher: Any, one: Any, other: Any, lattice: Any, target: Any, cells: Array, start_at: Any
+) -> Iterator[Array]:
+    from pymatgen.core import Lattice
+
+    mask, starts, origin = start_at
     n = len(one)
     frac = (one.frac_coords @ lattice.matrix) @ np.linalg.inv(cells)
     frac -= np.floor(frac)
@@ -68,8 +75,11 @@ def _candidates(matcher: Any, one: Any, other: Any) -> Iterator[Array]:
             yield matcher._cart_dists(frac[index], moved, average, mask, scale[index], reach)[0]
 
 
-def _mappings(lattice: Any, target: Any, ltol: float, angle_tol: float) -> Array:
-    """All bases (M, 3, 3) of ``lattice`` with the lengths and angles of ``target``."""
+def _mappings(lattice: Any, target: Any, ltol: float, angle_tol: float) -> Iterator[Array]:
+    """All bases of ``lattice`` with the lengths and angles of ``target``, in batches (M, 3, 3).
+
+    The first batch is small: equal structures need no other.
+    """
     lengths = target.lengths
     alpha, beta, gamma = target.angles
     frac, dist, _, _ = lattice.get_points_in_sphere(
@@ -82,15 +92,22 @@ def _mappings(lattice: Any, target: Any, ltol: float, angle_tol: float) -> Array
     ab = _angles_near(a, b, gamma, angle_tol)
     bc = _angles_near(b, c, alpha, angle_tol)
     ac = _angles_near(a, c, beta, angle_tol)
-    found = []
+    found: list[Array] = []
+    started = False
     for i, row in enumerate(ab):
         j, k = np.nonzero(row[:, None] & bc & ac[i][None, :])
         if len(j):
             change = np.stack([np.broadcast_to(steps_a[i], (len(j), 3)), steps_b[j], steps_c[k]], 1)
             unimodular = np.abs(np.abs(np.linalg.det(change)) - 1) <= 0.5
             j, k = j[unimodular], k[unimodular]
-            found.append(np.stack([np.broadcast_to(a[i], (len(j), 3)), b[j], c[k]], 1))
-    return np.concatenate(found) if found else np.zeros((0, 3, 3))
+            cells = np.stack([np.broadcast_to(a[i], (len(j), 3)), b[j], c[k]], 1)
+            if len(cells) and not started:
+                started = True
+                yield cells
+            else:
+                found.append(cells)
+    if sum(map(len, found)):
+        yield np.concatenate(found)
 
 
 def _angles_near(one: Array, other: Array, angle: float, within: float) -> NDArray[np.bool_]:
