@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from crystalctl.api import Result, generate, load_model, predict
     from crystalctl.crystal.batch import Crystals, Target
     from crystalctl.errors import CrystalctlError
+    from crystalctl.evaluating import Evaluation, evaluate
     from crystalctl.training.run import train
 
 __version__: str
@@ -16,9 +17,11 @@ __version__: str
 __all__ = [
     "CrystalctlError",
     "Crystals",
+    "Evaluation",
     "Result",
     "Target",
     "__version__",
+    "evaluate",
     "generate",
     "load_model",
     "predict",
@@ -34,6 +37,8 @@ _HOME = {
     "Target": "crystalctl.crystal.batch",
     "CrystalctlError": "crystalctl.errors",
     "train": "crystalctl.training.run",
+    "evaluate": "crystalctl.evaluating",
+    "Evaluation": "crystalctl.evaluating",
 }
 
 

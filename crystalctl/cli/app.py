@@ -11,6 +11,7 @@ import typer
 
 from crystalctl.cli import ui
 from crystalctl.cli.data import app as data_app
+from crystalctl.cli.evaluate import evaluate
 from crystalctl.cli.generate import generate
 from crystalctl.cli.models import models
 from crystalctl.cli.predict import predict
@@ -49,6 +50,7 @@ def root(
 
 app.command()(predict)
 app.command()(generate)
+app.command()(evaluate)
 app.command()(train)
 app.command()(models)
 app.add_typer(data_app, name="data")

@@ -125,11 +125,11 @@ def test_smact_gate(composition: tuple) -> None:
 
 def test_pauling_order_decides() -> None:
     """Both are neutral, but only fluorine is more electronegative than oxygen."""
-    from crystalctl.evaluation import metrics
+    from crystalctl.analysis import charges
 
-    assert metrics._neutral([(1, 3.44, [2]), (2, 3.98, [-1])], 0, ())
-    assert not metrics._neutral([(1, 3.44, [-2]), (2, 3.98, [1])], 0, ())
-    assert metrics._neutral([(1, None, [-2]), (2, 3.98, [1])], 0, ())
+    assert charges._neutral([(1, 3.44, [2]), (2, 3.98, [-1])], 0, ())
+    assert not charges._neutral([(1, 3.44, [-2]), (2, 3.98, [1])], 0, ())
+    assert charges._neutral([(1, None, [-2]), (2, 3.98, [1])], 0, ())
 
 
 def test_search_agrees_with_all_combinations() -> None:
@@ -137,16 +137,16 @@ def test_search_agrees_with_all_combinations() -> None:
     pytest.importorskip("smact")
     import itertools
 
-    from crystalctl.evaluation import metrics
+    from crystalctl.analysis import charges
 
     def plain(counts: dict[str, int]) -> bool:
-        facts = [metrics._element_facts(s) for s in counts]
+        facts = [charges._element_facts(s) for s in counts]
         amounts = list(counts.values())
         for states in itertools.product(*(f[0] for f in facts)):
             if sum(s * n for s, n in zip(states, amounts, strict=True)):
                 continue
             ions = [(s, f[1]) for s, f in zip(states, facts, strict=True)]
-            if all(metrics._pauling(a, b) for a, b in itertools.combinations(ions, 2)):
+            if all(charges._pauling(a, b) for a, b in itertools.combinations(ions, 2)):
                 return True
         return False
 
