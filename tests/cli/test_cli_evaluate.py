@@ -141,7 +141,34 @@ def test_a_prepared_dataset_as_reference(run_cli, tmp_path) -> None:
 
 
 def test_processes_give_the_same_files(run_cli, tmp_path) -> None:
-    metals = "Li Na K Rb Cs Be Mg Ca Sr Ba Sc Ti V Cr Mn Fe Co Ni Cu Zn Ag Cd Au Hg Tl Pb".split()
+    metals = [
+        "Li",
+        "Na",
+        "K",
+        "Rb",
+        "Cs",
+        "Be",
+        "Mg",
+        "Ca",
+        "Sr",
+        "Ba",
+        "Sc",
+        "Ti",
+        "V",
+        "Cr",
+        "Mn",
+        "Fe",
+        "Co",
+        "Ni",
+        "Cu",
+        "Zn",
+        "Ag",
+        "Cd",
+        "Au",
+        "Hg",
+        "Tl",
+        "Pb",
+    ]
     many = [record(rock_salt(metal, a=5)) for metal in metals]
     write_lines(tmp_path / "ours.jsonl", many)
     for jobs in "12":
