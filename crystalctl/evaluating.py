@@ -113,14 +113,21 @@ def write(result: Evaluation, folder: Path) -> None:
 
 
 def default_out(paths: Sequence[str | Path]) -> Path:
-    """The folder beside the input that results go to: ``NAME-evaluation``."""
+    """The folder beside the input that results go to: ``NAME-evaluation``.
+
+    Of several inputs, ``evaluation`` beside the first.
+    """
     first = Path(paths[0])
-    base = first if first.exists() else Path(*[p for p in first.parts if not set("*?[") & set(p)])
-    if base.is_file() and len(paths) > 1 and base.suffix.lower() == ".cif":
-        base = base.parent
-    base = base.resolve()
-    stem = base.name if base.is_dir() else base.name.split(".")[0]
-    return base.parent / f"{stem or 'structures'}-evaluation"
+    if not first.exists():  # a glob: beside the folder it starts from
+        names = first.parts
+        plain = next((i for i, part in enumerate(names) if set("*?[") & set(part)), len(names))
+        first = Path(*names[:plain])
+    if first.name in ("", ".."):
+        first = first.resolve()
+    if len(paths) > 1:
+        return first.parent / "evaluation"
+    stem = first.name if first.is_dir() else first.name.split(".")[0]
+    return first.parent / f"{stem or 'structures'}-evaluation"
 
 
 def _checked(folder: Path) -> Path:

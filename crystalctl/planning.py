@@ -226,11 +226,11 @@ def plan_templates(
 ) -> list[Sample]:
     """The samples of a prediction within templates: ``n`` for each formula.
 
-    Each number of formula units gets its share; within it the templates take turns, the likeliest
-    first: those ``memory`` votes for, then what else the group allows or the training data occupy.
+    Each number of formula units gets its share; within it ``turns`` says how often each template is
+    drawn: those ``memory`` votes for, then what else the group allows or the training data occupy.
     Raises ``InputError`` when nothing fits.
     """
-    from crystalctl.templating import refuse_composition
+    from crystalctl.templating import refuse_composition, turns
 
     samples: list[Sample] = []
     for formula in formulas:
@@ -250,8 +250,8 @@ def plan_templates(
         shares = spread(n, list(found), unit_prior(formula, statistics))
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
             order = list(ways)
-            for k in range(share):
-                way = order[k % len(order)]
+            for k, turn in enumerate(turns(list(ways.values()), share)):
+                way = order[turn]
                 samples.append(
                     Sample(
                         len(samples) + 1,

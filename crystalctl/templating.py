@@ -5,6 +5,8 @@ No torch here: wrong requests are refused before it is loaded.
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,7 @@ SYSTEMS = frozenset(
 MOST_ASSIGNMENTS = 2000
 """Assignments of a composition to a group that are looked at, those with few orbits first."""
 _TRIES = 200
+_FLOOR = 0.02
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,26 @@ def known_templates(composition: Mapping[int, int], statistics: Statistics, n: i
         if len(found) >= n:
             break
     return found[:n]
+
+
+def turns(votes: Sequence[float], n: int) -> list[int]:
+    """Which of several templates each of ``n`` samples takes.
+
+    The next sample goes where root(votes) / (samples so far + 1) is largest (D'Hondt): templates
+    with many votes are drawn several times, as not every drawing of the right one finds its
+    structure, but less often than their share says, as votes may be wrong. For the same reason
+    every template has ``_FLOOR`` of the most votes besides its own.
+    """
+    floor = _FLOOR * max(votes, default=0.0) or 1.0
+    weights = [math.sqrt(vote + floor) for vote in votes]
+    heap = [(-weight, index, 1) for index, weight in enumerate(weights)]
+    heapq.heapify(heap)
+    order = []
+    for _ in range(n if heap else 0):
+        _, index, taken = heap[0]
+        order.append(index)
+        heapq.heapreplace(heap, (-weights[index] / (taken + 1), index, taken + 1))
+    return order
 
 
 def refuse_composition(

@@ -1,7 +1,8 @@
-"""One structure -> what the metrics of generation and prediction need of it; never raises."""
+"""One structure -> what the metrics of generation and prediction need of it."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from crystalctl.analysis.validity import (
     MIN_DISTANCE_ANG,
     MIN_VOLUME_PER_ATOM,
 )
+from crystalctl.errors import CrystalctlError
 from crystalctl.symmetry.tables import LETTERS, tables
 
 SYMPREC_ANG = 0.1
@@ -79,6 +81,12 @@ class Wanted:
 
 def describe(cell: Cell, wanted: Wanted) -> Described:
     """Facts of one cell, see ``Described``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen and spglib comment on every odd structure
+        return _describe(cell, wanted)
+
+
+def _describe(cell: Cell, wanted: Wanted) -> Described:
     lattice, frac, numbers = cell
     if not len(numbers):
         return Described("no atoms")
@@ -103,27 +111,36 @@ def describe(cell: Cell, wanted: Wanted) -> Described:
     volume = float(abs(np.linalg.det(lattice)))
     if lengths.min() <= 0 or volume < MIN_VOLUME_ANG3:
         return replace(facts, strange="cell without volume", volume=volume)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        structure = Structure(Lattice(lattice), list(numbers), frac)
-        facts = replace(
-            facts,
-            density=float(structure.density),
-            volume=volume,
-            struct_valid=apart(structure),
-            strange=_strange(lengths, volume, len(numbers)),
-        )
-        if not facts.strange:
-            facts = _with_symmetry(facts, cell)
-        if wanted.sites:
-            key = structure_key(lattice, frac, numbers)
-            facts = replace(facts, site=cached_site_fingerprint(structure, key, wanted.cache))
+    structure = Structure(Lattice(lattice), list(numbers), frac)
+    facts = replace(
+        facts,
+        density=float(structure.density),
+        volume=volume,
+        struct_valid=apart(structure),
+        strange=_strange(lengths, volume, len(numbers)),
+    )
+    if not facts.strange:
+        facts = _with_symmetry(facts, cell)
+    if wanted.sites:
+        key = structure_key(lattice, frac, numbers)
+        facts = replace(facts, site=cached_site_fingerprint(structure, key, wanted.cache))
     return facts
 
 
 def describe_all(cells: Sequence[Cell | None], wanted: Wanted) -> list[Described | None]:
     """Facts of many cells, None for None. Runs in worker processes."""
-    return [None if cell is None else describe(cell, wanted) for cell in cells]
+    # spglib writes straight to the terminal about every odd structure.
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")
+    return [None if cell is None else _safely(cell, wanted) for cell in cells]
+
+
+def _safely(cell: Cell, wanted: Wanted) -> Described:
+    try:
+        return describe(cell, wanted)
+    except CrystalctlError:
+        raise
+    except Exception as error:  # one structure of ten thousand must not cost the others
+        return Described(f"cannot be described: {type(error).__name__} {error}")
 
 
 def apart(structure: Any) -> bool:

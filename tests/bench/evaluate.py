@@ -4,7 +4,7 @@
 
 Three jobs, each timed both ways on the same structures with the same answers (checked):
 "all against all", every prediction with every reference, as for METRe and novelty; "same formula",
-different structures of one formula within the reference; "best of k", k shaken copies of each reference.
+different structures of one formula in the reference; "best of k", k shaken copies of references.
 """
 
 from __future__ import annotations

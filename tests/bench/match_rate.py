@@ -33,6 +33,7 @@ from crystalctl.evaluation.metrics import match_rate, passes_gate
 from crystalctl.models.device import pick_device
 from crystalctl.retrieval import Memory
 from crystalctl.symmetry.assignments import lattice_points
+from crystalctl.templating import turns
 
 warnings.filterwarnings("ignore")
 
@@ -58,14 +59,14 @@ def target_of(crystal: Crystals) -> Target:
 
 
 def targets_of(crystal: Crystals, k: int, memory: Memory | None) -> list[Target]:
-    """The ``k`` requests for one true crystal; proposals take turns where they are fewer."""
+    """The ``k`` requests for one true crystal; proposals share them by votes."""
     if memory is None:
         return [target_of(crystal)] * k
     points = lattice_points(int(crystal.layout.space_group))
     counts = {z: n // points for z, n in composition(crystal.species).items()}
-    ways = [way for way, _ in memory.propose(counts, k)]
-    chosen = [Template(way.group, way.rows, way.species) for way in ways]
-    return [Target(template=chosen[i % len(chosen)]) for i in range(k)] if chosen else []
+    ways = memory.propose(counts, k)
+    chosen = [Target(template=Template(way.group, way.rows, way.species)) for way, _ in ways]
+    return [chosen[i] for i in turns([votes for _, votes in ways], k)]
 
 
 def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> list[list[Crystals]]:

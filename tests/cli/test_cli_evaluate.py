@@ -141,7 +141,34 @@ def test_a_prepared_dataset_as_reference(run_cli, tmp_path) -> None:
 
 
 def test_processes_give_the_same_files(run_cli, tmp_path) -> None:
-    metals = "Li Na K Rb Cs Be Mg Ca Sr Ba Sc Ti V Cr Mn Fe Co Ni Cu Zn Ag Cd Au Hg Tl Pb".split()
+    metals = [
+        "Li",
+        "Na",
+        "K",
+        "Rb",
+        "Cs",
+        "Be",
+        "Mg",
+        "Ca",
+        "Sr",
+        "Ba",
+        "Sc",
+        "Ti",
+        "V",
+        "Cr",
+        "Mn",
+        "Fe",
+        "Co",
+        "Ni",
+        "Cu",
+        "Zn",
+        "Ag",
+        "Cd",
+        "Au",
+        "Hg",
+        "Tl",
+        "Pb",
+    ]
     many = [record(rock_salt(metal, a=5)) for metal in metals]
     write_lines(tmp_path / "ours.jsonl", many)
     for jobs in "12":
@@ -187,3 +214,20 @@ def test_errors(run_cli, tmp_path, arguments, what, hint) -> None:
     assert what in done.err
     assert hint in done.err
     assert not list(tmp_path.glob("*-evaluation"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "folder"),
+    [
+        (["runs/NaCl"], "runs/NaCl-evaluation"),
+        (["data.jsonl.gz"], "data-evaluation"),
+        (["runs/*/*.cif"], "runs-evaluation"),
+        (["runs/NaCl", "data.jsonl.gz"], "runs/evaluation"),
+    ],
+)
+def test_results_go_beside_the_input(tmp_path, paths, folder) -> None:
+    from crystalctl.evaluating import default_out
+
+    (tmp_path / "runs" / "NaCl").mkdir(parents=True)
+    (tmp_path / "data.jsonl.gz").write_text("")
+    assert str(default_out(paths)) == folder

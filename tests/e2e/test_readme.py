@@ -43,7 +43,7 @@ def write_scan(path: Path) -> None:
 
 def test_the_readme_has_the_commands_it_promises() -> None:
     verbs = {line.split()[1] for line in commands()}
-    assert {"predict", "generate", "data", "train", "models"} <= verbs
+    assert {"predict", "generate", "evaluate", "data", "train", "models"} <= verbs
 
 
 def test_commands_run(shell, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from crystalctl.templating import (
     parse_symmetry,
     predict_templates,
     refuse_composition,
+    turns,
 )
 
 STATISTICS = Statistics(max_atoms=20, elements=(8, 11, 17, 22, 38), n_atoms={2: 1, 5: 1})
@@ -137,3 +138,16 @@ def test_memory_votes_for_the_like_and_survives_a_file(tmp_path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"none")
     with pytest.raises(DataError, match="holds no templates"):
         Memory.load(tmp_path / "bad.safetensors")
+
+
+def test_samples_are_shared_by_votes_and_nobody_is_forgotten() -> None:
+    assert turns([], 3) == []
+    assert turns([2.0], 3) == [0, 0, 0]
+    assert turns([0.0, 0.0, 0.0], 5) == [0, 1, 2, 0, 1]
+    order = turns([0.7, 0.2, 0.05, 0.0], 40)
+    counts = [order.count(i) for i in range(4)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[3] > 0
+    assert counts[0] / counts[1] == pytest.approx((0.714 / 0.214) ** 0.5, rel=0.15)
+    # A longer request starts like a shorter one.
+    assert turns([0.7, 0.2, 0.05, 0.0], 7) == order[:7]
