@@ -22,12 +22,14 @@ from crystalctl.errors import InputError
 from crystalctl.evaluation import summary
 from crystalctl.evaluation.benchmarks import Benchmark, benchmark
 from crystalctl.evaluation.pairing import Pairing, pair
+from crystalctl.evaluation.report import write_report
 from crystalctl.gathering import OnProgress, Set, Workers, gather, gather_reference, rank_of
 from crystalctl.io.collect import KINDS, Source, find_sources
 from crystalctl.io.structures import write_atomic
+from crystalctl.overview import page
 
 TASKS = ("auto", "predict", "generate")
-FACTS, METRICS = "facts.csv", "metrics.json"
+FACTS, METRICS, REPORT = "facts.csv", "metrics.json", "report.html"
 _PREDICTION_OVERLAP = 0.5
 """Without a word about the task, structures of which fewer have a formula of the reference were
 generated, not predicted."""
@@ -97,11 +99,15 @@ def evaluate(
     result = Evaluation(metrics, rows, notes, folder)
     if folder is not None:
         write(result, folder)
+        pages = [
+            (ours, found, table) for (_, ours), (found, table) in zip(runs, judged, strict=True)
+        ]
+        write_report(folder / REPORT, page(pages, notes, FACTS))
     return result
 
 
 def write(result: Evaluation, folder: Path) -> None:
-    """Write facts.csv and metrics.json; this is where a report for a browser will be written."""
+    """Write facts.csv and metrics.json."""
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in result.facts for name in row))

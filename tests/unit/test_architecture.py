@@ -53,6 +53,7 @@ ABOVE = {
     "cli",
     "evaluating",
     "gathering",
+    "overview",
     "sampling",
     "selection",
     "__init__",
