@@ -107,7 +107,8 @@ def _values(found: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
         yield "COV-P, %", _percent(generation["coverage"]["precision"])
     for family, title in (("wasserstein", "Wasserstein"), ("jensen_shannon", "Jensen-Shannon")):
         for key, value in (generation.get(family) or {}).items():
-            yield f"{title}, {key.replace('_', ' ')}", value
+            if value is not None:
+                yield f"{title}, {key.replace('_', ' ')}", value
     for key, value in (found.get("stability") or {}).items():
         if key in ("stable", "metastable", "sun", "metastable_sun"):
             yield f"{key.replace('_', ' ').replace('sun', 'S.U.N.')}, %", _percent(value)

@@ -49,7 +49,8 @@ class Sample:
     elements: frozenset[int] | None = None
     template: Chosen | None = None
     votes: float = 0.0
-    """Votes of known structures for the template (``retrieval``); they rank before all else."""
+    """Its part of the votes of known structures for the template (``retrieval``), shared by all
+    samples of that template; the sum over merged samples ranks before all else."""
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
 
@@ -250,7 +251,8 @@ def plan_templates(
         shares = spread(n, list(found), unit_prior(formula, statistics))
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
             order = list(ways)
-            for k, turn in enumerate(turns(list(ways.values()), share)):
+            taken = turns(list(ways.values()), share)
+            for k, turn in enumerate(taken):
                 way = order[turn]
                 samples.append(
                     Sample(
@@ -262,7 +264,7 @@ def plan_templates(
                         z=z,
                         composition=composition,
                         template=way,
-                        votes=ways[way],
+                        votes=ways[way] / taken.count(turn),
                         exact=symmetry is not None and not symmetry.allow_supergroup,
                     )
                 )

@@ -114,7 +114,7 @@ def rank_samples(
 
     def place(item: tuple[Sample, Facts, tuple[int, ...]]) -> tuple[float, ...]:
         sample, its, members = item
-        votes = max(votes_of[number] for number in members)
+        votes = sum(votes_of[number] for number in members)
         return order[sample.label], -votes, -len(members), -_number(its), sample.number
 
     found.sort(key=place)
