@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ class Chgnet:
     def __init__(self, device: str) -> None:
         import torch
 
-        with warnings.catch_warnings():
+        # It prints a greeting, which would land in the middle of --json.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             from chgnet.model.model import CHGNet
 

@@ -6,6 +6,7 @@ forces of all crystals together. A crystal that is done leaves the batch and ano
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from crystalctl.analysis.validity import invalid_reason
 
 _SYMPREC_ANG = 0.01
 _EXPLODED = 3.0
-"""A cell whose volume changed by more than this factor is no longer the structure one asked about."""
+"""A cell whose volume changed by more than this factor is another structure."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ class _Path:
             converged = self._largest() <= self._settings.fmax
             if converged or self._steps >= self._settings.max_steps:
                 return self._result(answer.energy, converged)
-            self._optimiser.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # FixSymmetry warns of long first steps
+                self._optimiser.step()
         except Exception as error:
             return Relaxed(failure(error), start_energy=self._start_energy, steps=self._steps)
         return None
@@ -181,8 +184,12 @@ class _Path:
 
 
 def cell_factor(atoms: Any) -> float:
-    """Å of an optimiser's step that stand for a unit of strain."""
-    return float(len(atoms))
+    """Å of an optimiser's step that stand for a unit of strain.
+
+    The energy's curvature by strain grows with the volume, by positions it does not: with the
+    square root both have the same scale, whatever the cell's size.
+    """
+    return float(np.sqrt(len(atoms)))
 
 
 def _given() -> Any:
