@@ -78,7 +78,8 @@ class Chgnet:
         counts = [len(graph.atomic_number) for graph in graphs]
         frac = [graph.atom_frac_coord for graph in graphs]
         cells = [graph.lattice for graph in graphs]
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a newer torch finds fault with the package
             energy = self._model(graphs, task="e")["e"]
             energy = energy * torch.tensor(counts, device=self._device)
         if not gradients:
@@ -88,7 +89,10 @@ class Chgnet:
         return [
             _evaluated(value, *(x.detach().double().cpu().numpy() for x in parts))
             for value, *parts in zip(
-                energy.double().tolist(), slopes[: len(cells)], slopes[len(cells) :], cells,
+                energy.double().tolist(),
+                slopes[: len(cells)],
+                slopes[len(cells) :],
+                cells,
                 strict=True,
             )
         ]

@@ -196,7 +196,7 @@ def _given() -> Any:
     """An ASE calculator that repeats the numbers put into it."""
     from ase.calculators.calculator import Calculator
 
-    class Given(Calculator):
+    class Given(Calculator):  # type: ignore[misc]
         implemented_properties = ("energy", "free_energy", "forces", "stress")
 
         def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:

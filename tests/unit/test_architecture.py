@@ -54,6 +54,7 @@ ABOVE = {
     "evaluating",
     "gathering",
     "overview",
+    "relaxing",
     "sampling",
     "selection",
     "__init__",

@@ -101,9 +101,7 @@ def test_a_cell_that_comes_apart_is_set_aside() -> None:
         name, batch = "pushing", 4
 
         def evaluate(self, frames, *, gradients):
-            return [
-                Evaluated(-1.0, np.zeros((len(f), 3)), -np.eye(3) * 50.0) for f in frames
-            ]
+            return [Evaluated(-1.0, np.zeros((len(f), 3)), -np.eye(3) * 50.0) for f in frames]
 
     ((_, done),) = relax(Pushing(), [salt()])
     assert "volume changed" in done.reason
