@@ -122,13 +122,11 @@ def predict(
     def plan(statistics: Statistics) -> list[Sample]:
         if symmetry is None and not statistics.templates:
             return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
-        from crystalctl.checkpoint import shipped_templates
-        from crystalctl.retrieval import Memory
+        from crystalctl.proposing import Mixture
 
-        memory = Memory.load(shipped_templates())
-        memory = memory if templates is None else Memory.load(Path(templates), cost=memory.cost)
+        source = Mixture.shipped(templates)
         return plan_templates(
-            wanted, n, statistics, symmetry, memory=memory, units=units, num_atoms=num_atoms
+            wanted, n, statistics, symmetry, source=source, units=units, num_atoms=num_atoms
         )
 
     symmetric = symmetry is not None or templates is not None

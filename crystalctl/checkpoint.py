@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import WeightsError
-from crystalctl.models import FAMILIES
+from crystalctl.models import TRAINABLE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +45,11 @@ def weights_dir() -> Path:
 def shipped_templates() -> Path:
     """The file of known templates that predictions draw on by default."""
     return weights_dir() / "templates-mp20.safetensors"
+
+
+def load_proposer() -> Any:
+    """The shipped template proposer, on the CPU: its search has many small steps."""
+    return load_model(default_weights("propose", "proposer"), task="propose").model
 
 
 @lru_cache(maxsize=1)
@@ -150,7 +155,7 @@ def build(meta: Mapping[str, Any]) -> nn.Module:
     from crystalctl.config import from_mapping
     from crystalctl.data.statistics import Statistics
 
-    model_class = FAMILIES[meta["family"]].load()
+    model_class = TRAINABLE[meta["family"]].load()
     config = from_mapping(model_class.Config, meta["config"], where="model")
     model: nn.Module = model_class(config, Statistics.from_dict(meta["statistics"]))
     return model
@@ -180,7 +185,7 @@ def load_model(
         raise WeightsError(
             f"{path} is a training state, not weights", f"use {path.parent / 'best.safetensors'}"
         )
-    if meta["family"] not in FAMILIES:
+    if meta["family"] not in TRAINABLE:
         raise WeightsError(f"{path} is of the unknown family {meta['family']}")
     if family is not None and meta["family"] != family:
         raise WeightsError(

@@ -18,8 +18,7 @@ from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
     from crystalctl.data.statistics import Statistics
-    from crystalctl.retrieval import Memory
-    from crystalctl.templating import Chosen, Symmetry
+    from crystalctl.templating import Chosen, Symmetry, TemplateSource
 
 AUTO_UNITS = 4
 AUTO_ATOMS = 20
@@ -49,8 +48,8 @@ class Sample:
     elements: frozenset[int] | None = None
     template: Chosen | None = None
     votes: float = 0.0
-    """Its part of the votes of known structures for the template (``retrieval``), shared by all
-    samples of that template; the sum over merged samples ranks before all else."""
+    """Its part of the votes for the template (``proposing``), shared by all samples of that
+    template; the sum over merged samples ranks before all else."""
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
 
@@ -221,14 +220,14 @@ def plan_templates(
     statistics: Statistics,
     symmetry: Symmetry | None,
     *,
-    memory: Memory,
+    source: TemplateSource,
     units: Sequence[int] | None = None,
     num_atoms: int | None = None,
 ) -> list[Sample]:
     """The samples of a prediction within templates: ``n`` for each formula.
 
     Each number of formula units gets its share; within it ``turns`` says how often each template is
-    drawn: those ``memory`` votes for, then what else the group allows or the training data occupy.
+    drawn: those ``source`` votes for, then what else the group allows or the training data occupy.
     Raises ``InputError`` when nothing fits.
     """
     from crystalctl.templating import refuse_composition, turns
@@ -239,7 +238,7 @@ def plan_templates(
         found = {}
         for z in chosen:
             composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
-            if ways := _ways(composition, n, statistics, symmetry, memory):
+            if ways := _ways(composition, n, statistics, symmetry, source):
                 found[z] = composition, ways
         if not found and symmetry is not None:
             raise refuse_composition(symmetry, formula.unit, chosen, statistics.max_atoms)
@@ -276,13 +275,13 @@ def _ways(
     n: int,
     statistics: Statistics,
     symmetry: Symmetry | None,
-    memory: Memory,
+    source: TemplateSource,
 ) -> dict[Chosen, float]:
     """Up to ``n`` templates for a composition with their votes, the likeliest first."""
     from crystalctl.templating import known_templates, predict_templates
 
     groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
-    ways = dict(memory.propose(composition, n, groups=groups, rows=rows))
+    ways = dict(source.propose(composition, n, groups=groups, rows=rows))
     if len(ways) < n:
         others = (
             known_templates(composition, statistics, n)

@@ -145,11 +145,7 @@ class Memory:
         groups: Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[tuple[Chosen, float]]:
-        """Up to ``n`` templates with their votes, the most first.
-
-        ``composition``: Z -> atoms of the primitive cell; only templates of ``groups`` and, where
-        given, on exactly the positions ``rows``.
-        """
+        """As ``TemplateSource`` says."""
         wanted = sorted(composition, key=lambda z: (composition[z], z))
         key = tuple(composition[z] for z in wanted)
         asked = None if rows is None else canonical_orbits((row, 1) for row in rows)

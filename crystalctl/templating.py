@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from crystalctl.crystal.elements import symbol_of
 from crystalctl.errors import InputError
@@ -90,6 +90,25 @@ class Chosen:
         """Names it for good."""
         elements = "" if self.species is None else ":" + ",".join(map(str, self.species))
         return f"{self.group}:{','.join(map(str, self.rows))}{elements}"
+
+
+class TemplateSource(Protocol):
+    """What proposes templates for a composition: known structures, a network, or both."""
+
+    def propose(
+        self,
+        composition: Mapping[int, int],
+        n: int,
+        *,
+        groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[tuple[Chosen, float]]:
+        """Up to ``n`` different templates with their votes, the most first.
+
+        ``composition``: Z -> atoms of the primitive cell; only templates of ``groups`` and, where
+        given, on exactly the positions ``rows``.
+        """
+        ...
 
 
 def parse_symmetry(

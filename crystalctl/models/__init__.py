@@ -1,4 +1,4 @@
-"""The registry of model families. Importing it loads no network library."""
+"""The registry of model families and template proposers. Importing it loads no network library."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ FAMILIES: dict[str, Family] = {
         symmetric=True,
     ),
 }
+
+PROPOSERS: dict[str, Family] = {
+    "proposer": Family(
+        target="crystalctl.models.proposer:Proposer",
+        title="Template proposer",
+        accepts=frozenset({"composition", "space_group"}),
+        tasks=("propose",),
+        paper="",
+        symmetric=True,
+    ),
+}
+"""They propose templates for a composition; trained and stored like the families."""
+
+TRAINABLE = FAMILIES | PROPOSERS

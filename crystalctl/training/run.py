@@ -15,7 +15,7 @@ from crystalctl.crystal.batch import Crystals
 from crystalctl.data.datasets import SPLITS, Dataset
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import DataError, InputError
-from crystalctl.models import FAMILIES
+from crystalctl.models import TRAINABLE
 from crystalctl.models.device import pick_device
 from crystalctl.training.logbook import Logbook, Progress
 from crystalctl.training.loop import Trainer
@@ -55,13 +55,13 @@ def train(
     """
     config, model_config = _settings(family, recipe, settings or {})
     with processes(pick_device(device)) as (group, place):
-        symmetric = FAMILIES[family].symmetric
+        symmetric = TRAINABLE[family].symmetric
         trained, held = _datasets(data, val, config.max_atoms)
         train_part = _form(trained, symmetric, data)
         val_part = None if held is None else _form(held, symmetric, val or data)
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
-        model = FAMILIES[family].load()(
+        model = TRAINABLE[family].load()(
             model_config, Statistics.of(trained.crystals, train_part.layout)
         )
         logbook = Logbook(out / "metrics.jsonl", active=group.rank == 0, progress=progress)
@@ -92,8 +92,8 @@ def _settings(
     family: str, recipe: str, sections: Mapping[str, Mapping[str, Any]]
 ) -> tuple[TrainConfig, Any]:
     """Checked settings of the run and of the model."""
-    if family not in FAMILIES:
-        raise InputError(f"unknown model {family!r}", f"choose from: {', '.join(FAMILIES)}")
+    if family not in TRAINABLE:
+        raise InputError(f"unknown model {family!r}", f"choose from: {', '.join(TRAINABLE)}")
     if recipe not in RECIPES:
         raise InputError(f"unknown recipe {recipe!r}", f"choose from: {', '.join(RECIPES)}")
     for name in sections.keys() - {"train", "model"}:
@@ -101,9 +101,9 @@ def _settings(
     merged = {**RECIPES[recipe], **sections.get("train", {})}
     config = from_mapping(TrainConfig, merged, where="train")
     check(config)
-    config_class = FAMILIES[family].load().Config
+    config_class = TRAINABLE[family].load().Config
     model_config = from_mapping(config_class, sections.get("model", {}), where="model")
-    tasks = FAMILIES[family].tasks
+    tasks = TRAINABLE[family].tasks
     if model_config.task not in tasks:
         raise InputError(
             f"{family} has no task {model_config.task!r}", f"choose from: {', '.join(tasks)}"

@@ -31,9 +31,10 @@ from crystalctl.data.datasets import Dataset
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.evaluation.metrics import match_rate, passes_gate
 from crystalctl.models.device import pick_device
+from crystalctl.proposing import Mixture
 from crystalctl.retrieval import Memory
 from crystalctl.symmetry.assignments import lattice_points
-from crystalctl.templating import turns
+from crystalctl.templating import TemplateSource, turns
 
 warnings.filterwarnings("ignore")
 
@@ -58,13 +59,13 @@ def target_of(crystal: Crystals) -> Target:
     return Target(template=Template(int(group), tuple(orbits.position.tolist()), tuple(species)))
 
 
-def targets_of(crystal: Crystals, k: int, memory: Memory | None) -> list[Target]:
+def targets_of(crystal: Crystals, k: int, source: TemplateSource | None) -> list[Target]:
     """The ``k`` requests for one true crystal; proposals share them by votes."""
-    if memory is None:
+    if source is None:
         return [target_of(crystal)] * k
     points = lattice_points(int(crystal.layout.space_group))
     counts = {z: n // points for z, n in composition(crystal.species).items()}
-    ways = memory.propose(counts, k)
+    ways = source.propose(counts, k)
     chosen = [Target(template=Template(way.group, way.rows, way.species)) for way, _ in ways]
     return [chosen[i] for i in turns([votes for _, votes in ways], k)]
 
@@ -72,13 +73,13 @@ def targets_of(crystal: Crystals, k: int, memory: Memory | None) -> list[Target]
 def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> list[list[Crystals]]:
     """``k`` samples for each crystal of ``truth``; same-size entries share batches."""
     device = pick_device(options.device)
-    memory = Memory.load(options.templates) if options.templates else None
+    source = Mixture(Memory.load(options.templates)) if options.templates else None
     wanted = [
         (pairs, row, repeat, target)
         for row, (pairs, one) in enumerate(
             zip(truth.layout.pair_counts.tolist(), truth.split(), strict=True)
         )
-        for repeat, target in enumerate(targets_of(one, k, memory))
+        for repeat, target in enumerate(targets_of(one, k, source))
     ]
     wanted.sort(key=lambda item: item[:3])
     found: list[list[Crystals | None]] = [[None] * k for _ in range(len(truth))]

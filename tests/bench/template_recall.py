@@ -1,0 +1,99 @@
+"""How often the true template of a test entry is among the first templates proposed.
+
+    python tests/bench/template_recall.py TEST.safetensors --entries 2262
+
+The template (group, Wyckoff positions, elements on them) is compared in the form that all settings
+share. Prints, for the votes of known structures, the learnt proposer and both together, the share
+among the first 1, 3, 5 and 20, and the same for the entries whose template no vote has, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crystalctl.checkpoint import load_model, load_proposer, shipped_templates
+from crystalctl.crystal.batch import Crystals
+from crystalctl.data.datasets import Dataset
+from crystalctl.models.proposer import sequences_of
+from crystalctl.proposing import Mixture
+from crystalctl.retrieval import Memory
+from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
+
+FIRST = (1, 3, 5, 20)
+
+
+def forms(proposals: list[tuple[Any, float]]) -> list[Orbits]:
+    return [canonical_orbits(zip(c.rows, c.species, strict=True)) for c, _ in proposals]
+
+
+def templates(crystals: Crystals) -> list[tuple[dict[int, int], Orbits]]:
+    """Composition of the primitive cell and template of each crystal."""
+    return [
+        (
+            dict(one.elements),
+            canonical_orbits(
+                (row, one.elements[kind][0]) for row, kind in zip(one.rows, one.kinds, strict=True)
+            ),
+        )
+        for one in sequences_of(crystals)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--entries", type=int, default=0, help="first of a seeded shuffle, 0 = all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--proposer", help="other weights than the shipped ones")
+    parser.add_argument("--templates", type=Path, default=shipped_templates())
+    options = parser.parse_args()
+    dataset = Dataset.load(options.test)
+    assert dataset.standard is not None
+    entries = templates(dataset.standard.crystals)
+    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(options.seed))
+    entries = [entries[i] for i in order[: options.entries or None].tolist()]
+    proposer = (
+        load_model(options.proposer, task="propose").model if options.proposer else load_proposer()
+    )
+    memory = Memory.load(options.templates)
+    mixture = Mixture(memory)
+    mixture.__dict__["proposer"] = proposer
+    hits: dict[str, Counter[str]] = {name: Counter() for name in ("votes", "proposer", "both")}
+    seconds, occurs = Counter[str](), 0
+    for composition, true in entries:
+        ways = forms(memory.propose(composition, 10**6))
+        occurs += true in ways
+        for name, ask in (
+            ("votes", lambda c: forms(memory.propose(c, 20))),
+            ("proposer", lambda c: [t for t, _ in proposer.propose(c, 20)]),
+            ("both", lambda c: forms(mixture.propose(c, 20))),
+        ):
+            start = time.monotonic()
+            found = ask(composition)
+            seconds[name] += time.monotonic() - start
+            for n in FIRST:
+                hits[name][str(n)] += true in found[:n]
+                hits[name][f"{n}, no vote"] += true in found[:n] and true not in ways
+    n = len(entries)
+    kinds = {"": n, ", no vote": n - occurs}
+    table = {
+        name: {
+            f"{k}{kind}": round(100 * count[f"{k}{kind}"] / max(of, 1), 1)
+            for kind, of in kinds.items()
+            for k in FIRST
+        }
+        | {"seconds each": round(seconds[name] / n, 3)}
+        for name, count in hits.items()
+    }
+    print(json.dumps({"entries": n, "voted for": round(100 * occurs / n, 1), **table}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
