@@ -65,12 +65,13 @@ def relax(
     The structures are left alone. One that fails costs nobody else anything.
     """
     chosen = settings or Settings()
-    waiting = deque(enumerate(structures))
+    # Indices: ``structures`` may make each when it is asked for.
+    waiting = deque(range(len(structures)))
     running: list[_Path] = []
     while waiting or running:
         while waiting and len(running) < potential.batch:
-            index, structure = waiting.popleft()
-            started = _start(index, structure, chosen)
+            index = waiting.popleft()
+            started = _start(index, structures[index], chosen)
             if isinstance(started, Relaxed):
                 yield index, started
             else:

@@ -52,6 +52,7 @@ ALLOWED = {
 ABOVE = {
     "api",
     "cli",
+    "energies",
     "evaluating",
     "gathering",
     "overview",
