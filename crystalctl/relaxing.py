@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,7 @@ def relax_all(
     *,
     calculator: str = DEFAULT,
     device: str = "cpu",
-    fmax: float = 0.05,
-    max_steps: int = 200,
-    keep_symmetry: bool = False,
+    settings: Settings | None = None,
     move: bool = True,
     hull: str | Path | None = None,
     out: str | Path | None = None,
@@ -64,16 +62,12 @@ def relax_all(
     """Relax cell and positions of every structure and rank each formula's by energy per atom.
 
     The input is only read. Of a run folder the ranked structures are relaxed, not those merged
-    into them. ``fmax`` eV/Å. Without ``move`` structures stay as they are. With a ``hull`` (file of
-    reference energies, see ``analysis/hull.py``) all formulas are ranked together by energy above
-    it. Results go to ``out`` (default: NAME-relaxed or NAME-ranked beside the input); what is done
-    is kept as it comes, and ``resume`` continues there. Raises ``InputError`` for input without a
-    structure, an unknown or missing calculator, a hull that lacks elements of every structure or is
-    of another calculator, a folder that is in use, other settings than those of the run to be
-    resumed.
+    into them. Without ``move`` structures stay as they are. With a ``hull`` (see
+    ``analysis/hull.py``) all formulas are ranked together by energy above it. Results go to ``out``
+    (default: NAME-relaxed or NAME-ranked beside the input); what is done is kept as it comes, and
+    ``resume`` continues there. Raises ``InputError`` for input without a structure, a calculator or
+    hull that cannot serve, a folder in use, other settings than those of the run to be resumed.
     """
-    if not fmax > 0 or max_steps < 1:
-        raise InputError("fmax and max_steps must be positive", "like 0.05 eV/Å and 200 steps")
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for source in find_sources(given) for row in read_source(source) if row.rank != 0]
     if not any(row.entry for row in rows):
@@ -82,18 +76,19 @@ def relax_all(
     reference = None if hull is None else Hull.load(hull, calculator=potential.name)
     if reference is not None:
         _check_elements(reference, rows)
+    how = settings or Settings()
     # One step is one call at the place where a structure is: its energy, nothing moved.
-    settings = Settings(fmax, max_steps if move else 1, keep_symmetry)
+    how = how if move else replace(how, max_steps=1)
     verb = "relaxed" if move else "ranked"
     folder = Path(out) if out is not None else _beside(Path(given[0]), verb)
     known = {
         "verb": verb,
         "calculator": potential.name,
-        **settings.plain(),
+        **how.plain(),
         "structures": len(rows),
     }
     done = _claim(folder, known, resume=resume)
-    _relax_missing(folder, rows, done, potential, settings, on_progress)
+    _relax_missing(folder, rows, done, potential, how, on_progress)
     found = _ranked(rows, done, reference, on_progress)
     structures = {}
     for row, symmetric in found:

@@ -50,9 +50,14 @@ def votes_of(truth: Crystals, k: int, source: Mixture) -> list[float]:
 
 
 def judge(
-    guesses: list[Crystals], votes: list[float], truth: Crystals, potential: Any, settings: Settings
+    guesses: list[Crystals],
+    votes: list[float],
+    truth: Crystals,
+    potential: Any,
+    settings: Settings,
+    most: int,
 ) -> dict[str, Any]:
-    """Which choices are right for one entry."""
+    """Which choices are right for one entry; the ``most`` lowest in energy are relaxed."""
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
     (reference,) = to_structures(without_symmetry(truth))
 
@@ -82,7 +87,8 @@ def judge(
     known = [i for i, e in enumerate(energies) if isinstance(e, float)]
     lowest = min(known, key=lambda i: energies[i], default=None)
     found["energy"] = lowest is not None and right(leaders[lowest])
-    done = [r for _, r in relax(potential, leaders, settings) if not r.reason]
+    chosen = [leaders[i] for i in sorted(known, key=lambda i: energies[i])[:most]]
+    done = [r for _, r in relax(potential, chosen, settings) if not r.reason]
     best = min(done, key=lambda r: r.energy, default=None)
     found["relaxed energy"] = best is not None and right(best.structure)
     return found
@@ -98,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--relax-steps", type=int, default=200)
+    parser.add_argument("--relax-most", type=int, default=20)
     parser.add_argument("--calculator", default="chgnet")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--edges", type=int, default=8192)
@@ -112,14 +119,14 @@ def main() -> None:
     test = standard.crystals.index(order[: options.entries])
     source = Mixture.shipped()
     potential = load_potential(options.calculator, device.type)
-    settings = Settings(max_steps=options.relax_steps)
+    settings, most = Settings(max_steps=options.relax_steps), options.relax_most
     lines = options.rows.read_text().splitlines() if options.rows.is_file() else []
     with options.rows.open("a") as notes:
         for index in range(len(lines), len(test)):
             one = test.index(torch.tensor([index]))
             (guesses,) = draw(model, one, options.k, options)
             votes = votes_of(one, options.k, source)[: len(guesses)]
-            row = {"index": index, **judge(guesses, votes, one, potential, settings)}
+            row = {"index": index, **judge(guesses, votes, one, potential, settings, most)}
             lines.append(json.dumps(row))
             notes.write(lines[-1] + "\n")
             notes.flush()

@@ -50,6 +50,7 @@ ALLOWED = {
 }
 """Part -> parts it may import. Those not named (api, cli, planning, ...) stand above all."""
 ABOVE = {
+    "after",
     "api",
     "cli",
     "energies",
