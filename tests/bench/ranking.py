@@ -5,7 +5,7 @@
 For each test entry ``--k`` samples are drawn for its composition and number of atoms, in proposed
 templates, and merged. Chosen from them: the first sample, the most frequent structure, the one with
 the most votes (what predict shows first without energies), the one of lowest energy as drawn, the
-one of lowest energy after relaxation. A choice is right when ``StructureMatcher(ltol=0.3, stol=0.5,
+one of lowest energy after relaxation (of the ``--relax-most`` lowest as drawn). A choice is right when ``StructureMatcher(ltol=0.3, stol=0.5,
 angle_tol=10)`` finds it equal to the truth. Rows are kept in ``--rows``, where a stopped run
 continues; the shares of right choices are printed as JSON. ``any`` is right where one of the
 samples is.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,25 +74,34 @@ def judge(
     structures = [structure for structure, _ in able]
     groups = group_duplicates(structures)
     leaders = [structures[members[0]] for members in groups]
-    frequent = max(range(len(groups)), key=lambda g: len(groups[g]))
-    voted = max(range(len(groups)), key=lambda g: sum(able[i][1] for i in groups[g]))
-    found = {
-        "first": right(structures[0]),
-        "most frequent": right(leaders[frequent]),
-        "votes": right(leaders[voted]),
-        "any": any(map(right, leaders)),
-        "candidates": len(leaders),
-    }
     frames = [AseAtomsAdaptor.get_atoms(structure) for structure in leaders]
-    energies = energies_per_atom(potential, frames)
-    known = [i for i, e in enumerate(energies) if isinstance(e, float)]
-    lowest = min(known, key=lambda i: energies[i], default=None)
-    found["energy"] = lowest is not None and right(leaders[lowest])
-    chosen = [leaders[i] for i in sorted(known, key=lambda i: energies[i])[:most]]
-    done = [r for _, r in relax(potential, chosen, settings) if not r.reason]
-    best = min(done, key=lambda r: r.energy, default=None)
-    found["relaxed energy"] = best is not None and right(best.structure)
-    return found
+    found: list[dict[str, Any]] = [
+        {
+            "right": right(leader),
+            "count": len(members),
+            "votes": sum(able[i][1] for i in members),
+            "energy": energy if isinstance(energy, float) else math.inf,
+            "relaxed energy": math.inf,
+            "relaxed right": False,
+        }
+        for leader, members, energy in zip(
+            leaders, groups, energies_per_atom(potential, frames), strict=True
+        )
+    ]
+    chosen = sorted(range(len(found)), key=lambda i: found[i]["energy"])[:most]
+    for place, result in relax(potential, [leaders[i] for i in chosen], settings):
+        if not result.reason:
+            found[chosen[place]]["relaxed energy"] = result.energy
+            found[chosen[place]]["relaxed right"] = right(result.structure)
+    return {
+        "first": right(structures[0]),
+        "most frequent": max(found, key=lambda c: c["count"])["right"],
+        "votes": max(found, key=lambda c: c["votes"])["right"],
+        "energy": min(found, key=lambda c: c["energy"])["right"],
+        "relaxed energy": min(found, key=lambda c: c["relaxed energy"])["relaxed right"],
+        "any": any(c["right"] for c in found),
+        "candidates": found,
+    }
 
 
 def main() -> None:
