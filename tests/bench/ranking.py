@@ -5,10 +5,10 @@
 For each test entry ``--k`` samples are drawn for its composition and number of atoms, in proposed
 templates, and merged. Chosen from them: the first sample, the most frequent structure, the one with
 the most votes (what predict shows first without energies), the one of lowest energy as drawn, the
-one of lowest energy after relaxation (of the ``--relax-most`` lowest as drawn). A choice is right when ``StructureMatcher(ltol=0.3, stol=0.5,
-angle_tol=10)`` finds it equal to the truth. Rows are kept in ``--rows``, where a stopped run
-continues; the shares of right choices are printed as JSON. ``any`` is right where one of the
-samples is.
+one of lowest energy after relaxation (of the ``--relax-most`` lowest as drawn). A choice is right
+when ``StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)`` finds it equal to the truth. Rows are
+kept in ``--rows``, where a stopped run continues; the shares of right choices are printed as JSON.
+``any`` is right where one of the samples is.
 """
 
 from __future__ import annotations
