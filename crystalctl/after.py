@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,11 @@ MOST = 100
 FOLDER = "relaxed"
 
 
-def check_wish(options: Options) -> None:
-    """Refuse, before anything is sampled, what could not be carried out after it."""
+def check_wish(options: Options, formulas: Sequence[str]) -> None:
+    """Refuse, before anything is sampled, what could not be carried out after it.
+
+    ``formulas``: those to be predicted, none for a generation.
+    """
     if not _asked(options):
         return
     if options.out is None and not options.default_out:
@@ -26,7 +30,7 @@ def check_wish(options: Options) -> None:
 
     potential = load_potential(options.calculator or DEFAULT)
     if options.hull is not None:
-        Hull.load(options.hull, calculator=potential.name)
+        Hull.load(options.hull, calculator=potential.name).check(formulas)
 
 
 def relaxed(result: Result, options: Options) -> Result:

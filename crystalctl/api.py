@@ -292,7 +292,7 @@ def _run(
     from crystalctl.io.structures import parse_formats
 
     _check_numbers(request["n"], options)
-    check_wish(options)
+    check_wish(options, request.get("formulas", []))
     parse_formats(",".join(options.formats))
     measured = _measured(options)
     if measured is not None:

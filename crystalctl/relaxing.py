@@ -75,7 +75,8 @@ def relax_all(
     potential = load_potential(calculator, device)
     reference = None if hull is None else Hull.load(hull, calculator=potential.name)
     if reference is not None:
-        _check_elements(reference, rows)
+        able = [_structure(row) for row in rows if row.entry]
+        reference.check(sorted({one.composition.reduced_formula for one in able}))
     how = settings or Settings()
     # One step is one call at the place where a structure is: its energy, nothing moved.
     how = how if move else replace(how, max_steps=1)
@@ -107,18 +108,6 @@ def relax_all(
     )
     _write(result, found)
     return result
-
-
-def _check_elements(hull: Hull, rows: Sequence[Row]) -> None:
-    """Refuse a hull that says nothing of any structure."""
-    formulas = {_structure(row).composition.reduced_formula for row in rows if row.entry}
-    missing = {formula: hull.missing([formula]) for formula in sorted(formulas)}
-    if all(missing.values()):
-        elements = ", ".join(sorted({e for lacking in missing.values() for e in lacking}))
-        raise InputError(
-            f"{hull.name} has no energy of elemental {elements}",
-            "a hull needs each element of a structure: add them to the reference structures",
-        )
 
 
 def _beside(path: Path, verb: str) -> Path:

@@ -106,6 +106,16 @@ class Hull:
         wanted = {e.symbol for formula in formulas for e in Composition(formula).elements}
         return sorted(e for e in wanted if frozenset([e]) not in self._systems)
 
+    def check(self, formulas: Sequence[str]) -> None:
+        """Raise ``InputError`` where the hull says nothing of any of the ``formulas``."""
+        missing = {formula: self.missing([formula]) for formula in sorted(formulas)}
+        if formulas and all(missing.values()):
+            elements = ", ".join(sorted({e for lacking in missing.values() for e in lacking}))
+            raise InputError(
+                f"{self.name} has no energy of elemental {elements}",
+                "a hull needs each element of a structure: add them to the reference structures",
+            )
+
     def _diagram(self, elements: frozenset[str]) -> Any:
         from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 

@@ -196,6 +196,16 @@ class TestAfterPredict:
         assert "unless you add --relax" in done.err
         assert not Path("run/relaxed").exists()
 
+    def test_a_hull_without_the_elements_is_refused_before_sampling(
+        self, reference: Path, run_cli
+    ) -> None:
+        run_cli("data", "energies", reference, *MORSE, "-o", "e.jsonl")
+        wish = ("--hull", "e.jsonl", *MORSE, "--out", "run")
+        done = run_cli("predict", "--formula", "NaCl", *wish)
+        assert done.code == 2
+        assert "no energy of elemental Na" in done.err
+        assert not Path("run").exists()
+
     def test_a_calculator_that_is_not_there_is_refused_before_sampling(self, run_cli) -> None:
         done = run_cli("predict", "--formula", "CsCl", "--calculator", "mace", "--out", "run")
         assert done.code == 2
