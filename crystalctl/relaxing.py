@@ -75,8 +75,7 @@ def relax_all(
     potential = load_potential(calculator, device)
     reference = None if hull is None else Hull.load(hull, calculator=potential.name)
     if reference is not None:
-        able = [_structure(row) for row in rows if row.entry]
-        reference.check(sorted({one.composition.reduced_formula for one in able}))
+        reference.check([_structure(row).composition.reduced_formula for row in rows if row.entry])
     how = settings or Settings()
     # One step is one call at the place where a structure is: its energy, nothing moved.
     how = how if move else replace(how, max_steps=1)
