@@ -1,134 +1,354 @@
-"""The inner loop of pymatgen's StructureMatcher for two primitive cells, its arithmetic batched.
+"""The inner loop of pymatgen's StructureMatcher for two primitive cells, all candidates at once.
 
-Same candidates in the same order and the same decisions; what pymatgen computes through an object
-for each candidate lattice is computed for all of them at once here (a third of the time).
+A candidate lays one structure on the other: a triple of lattice vectors for the cell, and an atom
+of the rarest element that comes to lie on the first such atom of the other. Candidates come in
+pymatgen's order and are judged as it does: every atom must have one of its kind near (in fractional
+coordinates of the mean of both cells); then atoms are paired so that the sum of squared distances
+is smallest, and the mean displacement is taken off. What is computed here for many candidates in
+a few array operations is the same mathematics, so the value is pymatgen's to rounding, unless a
+decision hangs on rounding itself. Where that is possible, the candidate is judged by pymatgen's own
+functions on pymatgen's own numbers (``_exactly``):
+
+* a fractional distance equal to its tolerance (to ``_CLOSE``): perfect crystals have 1/2 = 1/2;
+* two atoms equally near to a third one: then the pairing, and with it the value, is a matter of
+  rounding. A pairing is the only best one if every atom takes the nearest of its kind, no other is
+  as near (to ``_TIE``), and none is taken twice. Otherwise the assignment problem is solved by
+  elements (it falls apart into them), and once more with the pairs found made dearer by ``_TIE``:
+  the same answer shows that every other pairing costs more;
+* two images of one atom equally near: as above;
+* the basis in which distances are measured, that of the LLL reduction of the mean cell, is chosen by
+  comparisons; where one of them is of equal numbers, the reduction is pymatgen's on its numbers.
+
+Distances. With a vector w from one atom to an image of another and the shortest nonzero vector m of
+the lattice, any other image is at least m - |w| away; so |w| < m/2 makes w the shortest of all
+images, and only longer ones are compared with the 27 images that pymatgen looks at. Those differ
+from w by at most two basis vectors along each axis, so m need only be the shortest such vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from crystalctl.analysis.reduction import Reduced, mappings
 
 Array = NDArray[np.float64]
-_CLOSE = 1e-5
+Flags = NDArray[np.bool_]
+Block = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""Atoms of one element in one structure and in the other."""
+
+_ENOUGH = 1e-5
 """The matcher stops looking for a smaller distance below this one."""
+_CLOSE = 1e-9
+_TIE = 1e-7
+_FORBIDDEN = 1e20
+_BLOCK = 400_000
+"""Fractional distances handled at once."""
+_ROWS = 4
+"""Atoms looked at before the next candidates are given up."""
+_IMAGES = np.array(list(product((-1, 0, 1), repeat=3)), dtype=float)
+_STEPS = np.array([s for s in product(range(-2, 3), repeat=3) if s > (0, 0, 0)], dtype=float)
 
 
-def best_rms(matcher: Any, one: Any, other: Any) -> float | None:
-    """``get_rms_dist(one, other)[0]`` of two cells the matcher has reduced already."""
-    best: float | None = None
+def best_rms(matcher: Any, one: Reduced, other: Reduced) -> float | None:
+    """``get_rms_dist(one, other)[0]`` of two cells with the same atoms of each element."""
+    best = np.inf
     for distances in _candidates(matcher, one, other):
-        value = float(np.linalg.norm(distances) / len(distances) ** 0.5)
-        if best is None or value < best:
-            best = value
-            if value < _CLOSE:
-                break
-    return best if best is not None and best < matcher.stol else None
+        values = np.linalg.norm(distances, axis=1) / distances.shape[1] ** 0.5
+        enough = np.flatnonzero(values < _ENOUGH)
+        if len(enough):
+            return float(values[enough[0]])
+        best = min(best, float(values.min()))
+    return best if best < matcher.stol else None
 
 
-def fits(matcher: Any, one: Any, other: Any) -> bool:
-    """``fit(one, other)`` of two cells the matcher has reduced already."""
-    return any(float(d.max()) < matcher.stol for d in _candidates(matcher, one, other))
+def fits(matcher: Any, one: Reduced, other: Reduced) -> bool:
+    """``fit(one, other)`` of two cells with the same atoms of each element."""
+    return any((d.max(axis=1) < matcher.stol).any() for d in _candidates(matcher, one, other))
 
 
-def _candidates(matcher: Any, one: Any, other: Any) -> Iterator[Array]:
-    """Distances (n,) of paired sites over (V/n)^(1/3), for each way to lay one on the other.
+@dataclass(frozen=True)
+class _Pair:
+    """Both structures scaled to one volume, and where to start.
 
-    ``one`` and ``other`` hold the same atoms of each element.
+    ``lattice``, ``target``: pymatgen lattices. ``starts``: atoms of ``one`` that may come to lie on
+    ``origin`` of ``other``. ``blocks``: for each element its atoms in ``one`` and in ``other``.
+    """
+
+    matcher: Any
+    one: Reduced
+    other: Reduced
+    lattice: Any
+    target: Any
+    starts: NDArray[np.intp]
+    origin: int
+    blocks: list[Block]
+
+
+def _candidates(matcher: Any, one: Reduced, other: Reduced) -> Iterator[Array]:
+    """Distances (K, n) of paired atoms over (V/n)^(1/3), K candidates at a time.
+
+    Candidates without a pairing are left out.
     """
     from pymatgen.core import Lattice
 
-    mask, starts, origin = matcher._get_mask(one, other, 1, True)
     ratio = (other.volume / one.volume) ** (1 / 6)
-    lattice, target = Lattice(one.lattice.matrix * ratio), Lattice(other.lattice.matrix / ratio)
-    for cells in _mappings(lattice, target, matcher.ltol, matcher.angle_tol):
-        yield from _laid_on(matcher, one, other, lattice, target, cells, (mask, starts, origin))
+    lattice, target = Lattice(one.matrix * ratio), Lattice(other.matrix / ratio)
+    blocks = [(one.sites[z], where) for z, where in other.sites.items()]
+    starts, origins = blocks[0]
+    pair = _Pair(matcher, one, other, lattice, target, starts, int(origins[0]), blocks)
+    most = max(1, _BLOCK // (len(starts) * max(len(a) * len(b) for a, b in blocks)))
+    for cells, steps in mappings(lattice, target, matcher.ltol, matcher.angle_tol):
+        cells = cells[np.abs(np.abs(np.linalg.det(steps)) - 1) <= 0.5]
+        for k in range(0, len(cells), most):
+            found = _lay(pair, cells[k : k + most])
+            if len(found):
+                yield found
 
 
-def _laid_on(
-    matcher: Any, one: Any, other: Any, lattice: Any, target: Any, cells: Array, start_at: Any
-) -> Iterator[Array]:
+def _lay(pair: _Pair, cells: Array) -> Array:
+    """Distances (K, n) of the candidates with these cells (M, 3, 3)."""
+    n, stol, choices = len(pair.one.numbers), pair.matcher.stol, len(pair.starts)
+    frac = (pair.one.frac @ pair.lattice.matrix) @ np.linalg.inv(cells)
+    frac -= np.floor(frac)
+    mean = _mean_cells(cells, pair.target)
+    scale = np.cbrt(n / np.abs(np.linalg.det(mean)))
+    widths = _widths(mean, scale, stol)
+    shift = (frac[:, pair.starts] - pair.other.frac[pair.origin]).reshape(-1, 3)
+    index = np.arange(len(shift))
+    unsure = np.zeros(len(shift), dtype=bool)
+    for ours, theirs in pair.blocks:
+        for k in range(0, len(theirs), _ROWS):
+            which = index // choices
+            moved = pair.other.frac[theirs[k : k + _ROWS]] + shift[index][:, None]
+            away = moved[:, :, None] - frac[which[:, None], ours][:, None]
+            over = np.abs(away - np.round(away)) - widths[which][:, None, None]
+            near = (over <= _CLOSE).all(axis=3).any(axis=2).all(axis=1)
+            surely = (over < -_CLOSE).all(axis=3).any(axis=2).all(axis=1)
+            unsure, index = (unsure | ~surely)[near], index[near]
+            if not len(index):
+                return np.empty((0, n))
+    which = index // choices
+    there, row = np.unique(which, return_inverse=True)
+    means = _reduced_means(mean[there], scale[there], pair, cells[there])
+    moved = pair.other.frac + shift[index][:, None]
+    vectors, feasible, doubtful = _paired(pair.blocks, means, row, (frac[which], moved))
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    found = np.sqrt((vectors**2).sum(axis=2)) * scale[which][:, None]
+    found[~feasible] = np.inf
+    for k in np.flatnonzero(unsure | doubtful):
+        found[k] = _exactly(pair, cells[which[k]], int(pair.starts[index[k] % choices]))
+    return np.asarray(found[np.isfinite(found).all(axis=1)])
+
+
+def _exactly(pair: _Pair, cell: Array, start: int) -> Array:
+    """Distances (n,) of one candidate by pymatgen's own functions; infinite for no pairing."""
     from pymatgen.core import Lattice
 
-    mask, starts, origin = start_at
-    n = len(one)
-    frac = (one.frac_coords @ lattice.matrix) @ np.linalg.inv(cells)
-    frac -= np.floor(frac)
-    parameters = (_parameters(cells) + np.array(target.parameters)) / 2
-    volumes, reciprocal = _volume_and_reciprocal(parameters)
-    scale = np.cbrt(n / volumes)
-    tolerance = 2 * np.pi * reciprocal * matcher.stol / (np.pi * scale[:, None])
-    theirs = np.array(other.frac_coords)
-    for index in range(len(cells)):
-        average = None
-        for start in starts:
-            moved = theirs + (frac[index, start] - theirs[origin])
-            if not matcher._cmp_fstruct(frac[index], moved, tolerance[index], mask):
-                continue
-            if average is None:
-                average = Lattice.from_parameters(*parameters[index])
-                reach = np.array(average.get_lll_reduced_lattice().reciprocal_lattice.abc)
-                reach = reach * matcher.stol / (np.pi * scale[index])
-            yield matcher._cart_dists(frac[index], moved, average, mask, scale[index], reach)[0]
+    matcher, n = pair.matcher, len(pair.one.numbers)
+    lattice = Lattice(cell)
+    ours = lattice.get_fractional_coords(pair.lattice.get_cartesian_coords(pair.one.frac))
+    ours = ours - np.floor(ours)
+    moved = pair.other.frac + (ours[start] - pair.other.frac[pair.origin])
+    mean = _mean(cell, pair.target)
+    scale = (n / mean.volume) ** (1 / 3)
+    mask = (pair.other.numbers[:, None] != pair.one.numbers).astype(np.int64)
+    widths = np.array(mean.reciprocal_lattice.abc) * matcher.stol / (np.pi * scale)
+    if not matcher._cmp_fstruct(ours, moved, widths, mask):
+        return np.full(n, np.inf)
+    reduced = np.array(mean.get_lll_reduced_lattice().reciprocal_lattice.abc)
+    widths = reduced * matcher.stol / (np.pi * scale)
+    return np.asarray(matcher._cart_dists(ours, moved, mean, mask, scale, widths)[0])
 
 
-def _mappings(lattice: Any, target: Any, ltol: float, angle_tol: float) -> Iterator[Array]:
-    """All bases of ``lattice`` with the lengths and angles of ``target``, in batches (M, 3, 3).
+@dataclass(frozen=True)
+class _Means:
+    """Mean cells in their reduced basis.
 
-    The first batch is small: equal structures need no other.
+    ``matrix`` (M, 3, 3) Å; ``change`` (M, 3, 3) takes fractional coordinates there; ``widths``
+    (M, 3) of the box of allowed pairs; ``half`` (M,): half the shortest lattice vector, Å.
     """
-    lengths = target.lengths
-    alpha, beta, gamma = target.angles
-    frac, dist, _, _ = lattice.get_points_in_sphere(
-        [[0, 0, 0]], [0, 0, 0], max(lengths) * (1 + ltol), zip_results=False
+
+    matrix: Array
+    change: Array
+    widths: Array
+    half: Array
+
+
+
+def _reduced_means(means: Array, scale: Array, pair: _Pair, cells: Array) -> _Means:
+    """Of the mean cells (M, 3, 3) of ``cells`` (M, 3, 3) and the target."""
+    matrix, change = means.copy(), np.broadcast_to(np.eye(3), means.shape).copy()
+    for k in np.flatnonzero(~_is_reduced(means)):
+        steps = lll_steps(means[k].tobytes())
+        if steps is None:
+            lattice = _mean(cells[k], pair.target)
+            matrix[k], change[k] = lattice.lll_matrix, lattice.lll_inverse
+        else:
+            matrix[k], change[k] = steps[0] @ means[k], steps[1]
+    half = np.sqrt(((_STEPS @ matrix) ** 2).sum(axis=2).min(axis=1)) / 2
+    return _Means(matrix, change, _widths(matrix, scale, pair.matcher.stol), half)
+
+
+def _mean(cell: Array, target: Any) -> Any:
+    from pymatgen.core import Lattice
+
+    return Lattice.from_parameters(
+        *(np.array(Lattice(cell).parameters) + np.array(target.parameters)) / 2
     )
-    cart = lattice.get_cartesian_coords(frac)
-    near = [(dist / x < 1 + ltol) & (dist / x > 1 / (1 + ltol)) for x in lengths]
-    a, b, c = (cart[chosen] for chosen in near)
-    steps_a, steps_b, steps_c = (np.rint(frac[chosen]) for chosen in near)
-    ab = _angles_near(a, b, gamma, angle_tol)
-    bc = _angles_near(b, c, alpha, angle_tol)
-    ac = _angles_near(a, c, beta, angle_tol)
-    found: list[Array] = []
-    started = False
-    for i, row in enumerate(ab):
-        j, k = np.nonzero(row[:, None] & bc & ac[i][None, :])
-        if len(j):
-            change = np.stack([np.broadcast_to(steps_a[i], (len(j), 3)), steps_b[j], steps_c[k]], 1)
-            unimodular = np.abs(np.abs(np.linalg.det(change)) - 1) <= 0.5
-            j, k = j[unimodular], k[unimodular]
-            cells = np.stack([np.broadcast_to(a[i], (len(j), 3)), b[j], c[k]], 1)
-            if len(cells) and not started:
-                started = True
-                yield cells
-            else:
-                found.append(cells)
-    if sum(map(len, found)):
-        yield np.concatenate(found)
 
 
-def _angles_near(one: Array, other: Array, angle: float, within: float) -> NDArray[np.bool_]:
-    lengths = np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1)
-    cosines = np.clip(one @ other.T / lengths, -1, 1)
-    return np.asarray(np.abs(np.degrees(np.arccos(cosines)) - angle) <= within)
+def _mean_cells(cells: Array, target: Any) -> Array:
+    """Cells (M, 3, 3) with the mean lengths and angles of each of ``cells`` and the target."""
+    lengths = np.sqrt((cells**2).sum(axis=2))
+    pairs = ((1, 2), (2, 0), (0, 1))
+    cosines = [(cells[:, i] * cells[:, j]).sum(1) / (lengths[:, i] * lengths[:, j]) for i, j in pairs]
+    angles = np.degrees(np.arccos(np.clip(np.stack(cosines, axis=1), -1, 1)))
+    a, b, c = ((lengths + np.array(target.lengths)) / 2).T
+    alpha, beta, gamma = np.radians((angles + np.array(target.angles)) / 2).T
+    cosine = (np.cos(alpha) * np.cos(beta) - np.cos(gamma)) / (np.sin(alpha) * np.sin(beta))
+    cosine = np.clip(cosine, -1, 1)
+    zero = np.zeros_like(a)
+    vectors = (
+        (a * np.sin(beta), zero, a * np.cos(beta)),
+        (-b * np.sin(alpha) * cosine, b * np.sin(alpha) * np.sqrt(1 - cosine**2), b * np.cos(alpha)),
+        (zero, zero, c),
+    )
+    return np.stack([np.stack(vector, axis=1) for vector in vectors], axis=1)
 
 
-def _parameters(cells: Array) -> Array:
-    """a, b, c and the angles in degrees of cells (M, 3, 3), as (M, 6)."""
-    lengths = np.linalg.norm(cells, axis=2)
-    unit = cells / lengths[:, :, None]
-    cosines = np.stack([(unit[:, i] * unit[:, j]).sum(1) for i, j in ((1, 2), (0, 2), (0, 1))], 1)
-    return np.concatenate([lengths, np.degrees(np.arccos(np.clip(cosines, -1, 1)))], axis=1)
+def _widths(cells: Array, scale: Array, stol: float) -> Array:
+    """Half widths (M, 3) of the box of fractional distances that are near enough."""
+    reciprocal = np.sqrt((np.linalg.inv(cells) ** 2).sum(axis=1))
+    return np.asarray(2 * stol * reciprocal / scale[:, None])
 
 
-def _volume_and_reciprocal(parameters: Array) -> tuple[Array, Array]:
-    """Volumes (M,) and lengths of the reciprocal vectors without 2 pi (M, 3)."""
-    lengths, angles = parameters[:, :3], np.radians(parameters[:, 3:])
-    cosines = np.cos(angles)
-    square = 1 - (cosines**2).sum(1) + 2 * cosines.prod(1)
-    volumes = lengths.prod(1) * np.sqrt(np.maximum(square, 1e-16))
-    faces = lengths.prod(1)[:, None] / lengths * np.sin(angles)
-    return volumes, faces / volumes[:, None]
+def _is_reduced(cells: Array) -> Flags:
+    """Whether the LLL reduction (delta 3/4) surely leaves each cell as it is."""
+    a, b, c = cells.transpose(1, 0, 2)
+    aa = (a * a).sum(1)
+    ab, ac = (a * b).sum(1) / aa, (a * c).sum(1) / aa
+    b = b - ab[:, None] * a
+    bb = (b * b).sum(1)
+    bc = (b * c).sum(1) / bb
+    c = c - ac[:, None] * a - bc[:, None] * b
+    small = (np.abs(np.stack([ab, ac, bc])) < 0.5 - _CLOSE).all(axis=0)
+    second = bb > (0.75 - ab**2 + _CLOSE) * aa
+    return np.asarray(small & second & ((c * c).sum(1) > (0.75 - bc**2 + _CLOSE) * bb))
+
+
+@lru_cache(maxsize=4096)
+def lll_steps(raw: bytes) -> tuple[Array, Array] | None:
+    """LLL reduction (delta 3/4) of the cell (3, 3) with these bytes, None where it is not sure.
+
+    The reduced basis in multiples of the given one (3, 3), and the inverse. Not sure: a decision
+    compares numbers that are equal to rounding.
+    """
+    basis = np.frombuffer(raw).reshape(3, 3).tolist()
+    steps = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    k = 1
+    while k < 3:
+        for i in range(k - 1, -1, -1):
+            ratio = _gram_schmidt(basis, k)[0][i]
+            times = round(ratio)
+            if abs(abs(ratio - times) - 0.5) < _CLOSE:
+                return None
+            if times:
+                basis[k] = [x - times * y for x, y in zip(basis[k], basis[i], strict=True)]
+                steps[k] = [x - times * y for x, y in zip(steps[k], steps[i], strict=True)]
+        ratios, squares = _gram_schmidt(basis, k)
+        least = (0.75 - ratios[k - 1] ** 2) * squares[k - 1]
+        if abs(squares[k] - least) < _CLOSE * squares[k - 1]:
+            return None
+        if squares[k] >= least:
+            k += 1
+        else:
+            for rows in (basis, steps):
+                rows[k - 1], rows[k] = rows[k], rows[k - 1]
+            k = max(k - 1, 1)
+    found = np.array(steps, dtype=float)
+    return found, np.linalg.inv(found)
+
+
+def _gram_schmidt(basis: list[list[float]], k: int) -> tuple[list[float], list[float]]:
+    """Coefficients of vector k on the orthogonalised ones before it; squares of 0..k of these."""
+    orthogonal: list[list[float]] = []
+    squares: list[float] = []
+    ratios: list[float] = []
+    for x, y, z in basis[: k + 1]:
+        ratios = []
+        rest = [x, y, z]
+        for (u, v, w), square in zip(orthogonal, squares, strict=True):
+            ratio = (x * u + y * v + z * w) / square
+            ratios.append(ratio)
+            rest = [rest[0] - ratio * u, rest[1] - ratio * v, rest[2] - ratio * w]
+        orthogonal.append(rest)
+        squares.append(rest[0] ** 2 + rest[1] ** 2 + rest[2] ** 2)
+    return ratios, squares
+
+
+def _paired(
+    blocks: list[Block], means: _Means, row: NDArray[np.intp], frac: tuple[Array, Array]
+) -> tuple[Array, Flags, Flags]:
+    """Vectors (K, n, 3) between paired atoms, whether there is a pairing, whether in doubt."""
+    ours, theirs = (f @ means.change[row] for f in frac)
+    k = len(row)
+    vectors = np.zeros((k, theirs.shape[1], 3))
+    feasible, doubtful = np.ones(k, dtype=bool), np.zeros(k, dtype=bool)
+    every = np.arange(k)[:, None]
+    for ours_at, theirs_at in blocks:
+        mine, other = ours[:, ours_at], theirs[:, theirs_at]
+        away = mine[:, None] - other[:, :, None]
+        away -= np.round(away)
+        over = np.abs(away) - means.widths[row][:, None, None]
+        allowed = (over <= _CLOSE).all(axis=3)
+        doubtful |= (allowed & (over >= -_CLOSE).any(axis=3)).any(axis=(1, 2))
+        away = away @ means.matrix[row][:, None]
+        square = (away**2).sum(axis=3)
+        square[~allowed] = np.inf
+        long = square >= (means.half[row] - _TIE)[:, None, None] ** 2
+        tied = np.zeros_like(allowed)
+        at = np.nonzero(long & allowed)
+        if len(at[0]):
+            images = (mine[at[0], at[2]] % 1 - other[at[0], at[1]] % 1)[:, None] + _IMAGES
+            images = images @ means.matrix[row[at[0]]]
+            lengths = (images**2).sum(axis=2)
+            first, second = np.partition(lengths, 1, axis=1)[:, :2].T
+            away[at] = images[np.arange(len(images)), lengths.argmin(axis=1)]
+            square[at], tied[at] = first, second - first < _TIE
+        chosen, there, unclear = _assign(square)
+        at = every, np.arange(len(theirs_at)), chosen
+        vectors[:, theirs_at] = away[at]
+        doubtful |= unclear | tied[at].any(axis=1)
+        feasible &= there
+    return vectors, feasible, doubtful
+
+
+def _assign(square: Array) -> tuple[NDArray[np.intp], Flags, Flags]:
+    """Cheapest pairings of costs (K, n, n), infinite = not allowed: columns (K, n) by row.
+
+    Also whether there is one (K,), and whether another may be as cheap (K,).
+    """
+    k, n, _ = square.shape
+    chosen = square.argmin(axis=2)
+    if n == 1:
+        return chosen, np.isfinite(square[:, 0, 0]), np.zeros(k, dtype=bool)
+    first, second = np.moveaxis(np.partition(square, 1, axis=2)[:, :, :2], 2, 0)
+    there = np.isfinite(first).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        unclear = (second - first < _TIE).any(axis=1)
+    twice = (np.diff(np.sort(chosen, axis=1), axis=1) == 0).any(axis=1)
+    for i in np.flatnonzero(there & twice):
+        costs = np.where(np.isfinite(square[i]), square[i], _FORBIDDEN)
+        rows, chosen[i] = linear_sum_assignment(costs)
+        there[i] = costs[rows, chosen[i]].max() < _FORBIDDEN
+        costs[rows, chosen[i]] += _TIE
+        unclear[i] = (linear_sum_assignment(costs)[1] != chosen[i]).any()
+    return chosen, there, unclear
