@@ -120,32 +120,62 @@ def _lay(pair: _Pair, cells: Array) -> Array:
     frac -= np.floor(frac)
     mean = _mean_cells(cells, pair.target)
     scale = np.cbrt(n / np.abs(np.linalg.det(mean)))
-    widths = _widths(mean, scale, stol)
     shift = (frac[:, pair.starts] - pair.other.frac[pair.origin]).reshape(-1, 3)
-    index = np.arange(len(shift))
-    unsure = np.zeros(len(shift), dtype=bool)
-    for ours, theirs in pair.blocks:
-        for k in range(0, len(theirs), _ROWS):
-            which = index // choices
-            moved = pair.other.frac[theirs[k : k + _ROWS]] + shift[index][:, None]
-            away = moved[:, :, None] - frac[which[:, None], ours][:, None]
-            over = np.abs(away - np.round(away)) - widths[which][:, None, None]
-            near = (over <= _CLOSE).all(axis=3).any(axis=2).all(axis=1)
-            surely = (over < -_CLOSE).all(axis=3).any(axis=2).all(axis=1)
-            unsure, index = (unsure | ~surely)[near], index[near]
-            if not len(index):
-                return np.empty((0, n))
+    # The axis comes first from here on: operations over three numbers in a row are slow.
+    ours, theirs, shift = frac.transpose(2, 0, 1).copy(), pair.other.frac.T[:, None], shift.T.copy()
+    index, unsure = _near(pair, ours, shift, _widths(mean, scale, stol))
+    if not len(index):
+        return np.empty((0, n))
     which = index // choices
     there, row = np.unique(which, return_inverse=True)
     means = _reduced_means(mean[there], scale[there], pair, cells[there])
-    moved = pair.other.frac + shift[index][:, None]
-    vectors, feasible, doubtful = _paired(pair.blocks, means, row, (frac[which], moved))
+    moved = theirs + shift[:, index, None]
+    vectors, feasible, doubtful = _paired(pair.blocks, means, row, (ours[:, which], moved))
     vectors -= vectors.mean(axis=1, keepdims=True)
-    found = np.sqrt((vectors**2).sum(axis=2)) * scale[which][:, None]
+    found = np.sqrt(np.einsum("kix,kix->ki", vectors, vectors)) * scale[which][:, None]
     found[~feasible] = np.inf
     for k in np.flatnonzero(unsure | doubtful):
         found[k] = _exactly(pair, cells[which[k]], int(pair.starts[index[k] % choices]))
-    return np.asarray(found[np.isfinite(found).all(axis=1)])
+    return np.asarray(found[np.isfinite(found[:, 0])])
+
+
+def _near(
+    pair: _Pair, ours: Array, shift: Array, widths: Array
+) -> tuple[NDArray[np.intp], Flags]:
+    """Candidates for which every atom has one of its kind near, and whether that is in doubt.
+
+    ``ours`` (3, M, n), ``shift`` (3, M starts), ``widths`` (M, 3).
+    """
+    index, unsure = np.arange(shift.shape[1]), np.zeros(shift.shape[1], dtype=bool)
+    theirs = pair.other.frac.T
+    for ours_at, theirs_at in pair.blocks[len(pair.starts) == 1 :]:
+        for k in range(0, len(theirs_at), _ROWS):
+            which = index // len(pair.starts)
+            moved = theirs[:, None, theirs_at[k : k + _ROWS]] + shift[:, index, None]
+            others = ours[:, which[:, None], ours_at]
+            least = _apart(moved, others, widths[which])[1].min(axis=2).max(axis=1)
+            near = least <= _CLOSE
+            index, unsure = index[near], (unsure | (least >= -_CLOSE))[near]
+            if not len(index):
+                return index, unsure
+    return index, unsure
+
+
+def _apart(theirs: Array, ours: Array, widths: Array) -> tuple[list[Array], Array]:
+    """Fractional vectors from ``theirs`` (3, K, p) to the images of ``ours`` (3, K, q) around them.
+
+    Three arrays (K, p, q); and how far the farthest component is outside ``widths`` (K, 3).
+    """
+    vectors, outside = [], None
+    for x, y, width in zip(theirs, ours, widths.T, strict=True):
+        vector = y[:, None, :] - x[:, :, None]
+        vector -= np.rint(vector)
+        over = np.abs(vector)
+        over -= width[:, None, None]
+        outside = over if outside is None else np.maximum(outside, over, out=outside)
+        vectors.append(vector)
+    assert outside is not None
+    return vectors, outside
 
 
 def _exactly(pair: _Pair, cell: Array, start: int) -> Array:
@@ -297,38 +327,71 @@ def _gram_schmidt(basis: list[list[float]], k: int) -> tuple[list[float], list[f
 def _paired(
     blocks: list[Block], means: _Means, row: NDArray[np.intp], frac: tuple[Array, Array]
 ) -> tuple[Array, Flags, Flags]:
-    """Vectors (K, n, 3) between paired atoms, whether there is a pairing, whether in doubt."""
-    ours, theirs = (f @ means.change[row] for f in frac)
+    """Vectors (K, n, 3) between paired atoms, whether there is a pairing, whether in doubt.
+
+    ``row`` (K,): which of ``means``; ``frac``: of both structures, (3, K, n).
+    """
+    change, matrix = means.change[row], means.matrix[row]
+    ours, theirs = (np.einsum("ckn,kcd->dkn", f, change) for f in frac)
+    metric = (matrix @ matrix.transpose(0, 2, 1)).transpose(1, 2, 0)[..., None, None]
+    widths, short = means.widths[row], np.maximum(means.half[row] - _TIE, 0)[:, None, None] ** 2
     k = len(row)
-    vectors = np.zeros((k, theirs.shape[1], 3))
+    chosen_frac = np.zeros((k, theirs.shape[2], 3))
     feasible, doubtful = np.ones(k, dtype=bool), np.zeros(k, dtype=bool)
     every = np.arange(k)[:, None]
     for ours_at, theirs_at in blocks:
-        mine, other = ours[:, ours_at], theirs[:, theirs_at]
-        away = mine[:, None] - other[:, :, None]
-        away -= np.round(away)
-        over = np.abs(away) - means.widths[row][:, None, None]
-        allowed = (over <= _CLOSE).all(axis=3)
-        doubtful |= (allowed & (over >= -_CLOSE).any(axis=3)).any(axis=(1, 2))
-        away = away @ means.matrix[row][:, None]
-        square = (away**2).sum(axis=3)
+        mine, other = ours[:, :, ours_at], theirs[:, :, theirs_at]
+        away, outside = _apart(other, mine, widths)
+        allowed = outside <= _CLOSE
+        square = _squares(away, metric)
+        at = np.nonzero((square >= short) & allowed)
+        tied = np.zeros((k, len(theirs_at)), dtype=bool)
         square[~allowed] = np.inf
-        long = square >= (means.half[row] - _TIE)[:, None, None] ** 2
-        tied = np.zeros_like(allowed)
-        at = np.nonzero(long & allowed)
+        images = None
         if len(at[0]):
-            images = (mine[at[0], at[2]] % 1 - other[at[0], at[1]] % 1)[:, None] + _IMAGES
-            images = images @ means.matrix[row[at[0]]]
-            lengths = (images**2).sum(axis=2)
-            first, second = np.partition(lengths, 1, axis=1)[:, :2].T
-            away[at] = images[np.arange(len(images)), lengths.argmin(axis=1)]
-            square[at], tied[at] = first, second - first < _TIE
+            images = _nearest_images(mine[:, at[0], at[2]], other[:, at[0], at[1]], matrix[at[0]])
+            square[at] = images[1]
+            for vector, nearest in zip(away, images[0].T, strict=True):
+                vector[at] = nearest
         chosen, there, unclear = _assign(square)
-        at = every, np.arange(len(theirs_at)), chosen
-        vectors[:, theirs_at] = away[at]
-        doubtful |= unclear | tied[at].any(axis=1)
+        pick = every, np.arange(len(theirs_at)), chosen
+        chosen_frac[:, theirs_at] = np.stack([vector[pick] for vector in away], axis=2)
+        if images is not None:
+            several = np.zeros(square.shape, dtype=bool)
+            several[at] = images[2]
+            tied = several[pick]
+        doubtful |= unclear | tied.any(axis=1) | (allowed & (outside >= -_CLOSE)).any(axis=(1, 2))
         feasible &= there
-    return vectors, feasible, doubtful
+    return chosen_frac @ matrix, feasible, doubtful
+
+
+def _squares(vectors: list[Array], metric: Array) -> Array:
+    """Squared lengths of fractional vectors; ``metric`` (3, 3) of arrays that broadcast."""
+    x, y, z = vectors
+    found = x * metric[0, 0]
+    found += (2 * metric[0, 1]) * y
+    found += (2 * metric[0, 2]) * z
+    found *= x
+    rest = y * metric[1, 1]
+    rest += (2 * metric[1, 2]) * z
+    rest *= y
+    found += rest
+    np.multiply(z, z, out=rest)
+    rest *= metric[2, 2]
+    found += rest
+    return found
+
+
+def _nearest_images(mine: Array, other: Array, matrix: Array) -> tuple[Array, Array, Flags]:
+    """Nearest image of points (3, P) seen from others (3, P): vector (P, 3), square, whether tied.
+
+    Of the 27 images that pymatgen compares; ``matrix`` (P, 3, 3).
+    """
+    images = (mine % 1 - other % 1).T[:, None] + _IMAGES
+    squares = ((images @ matrix) ** 2).sum(axis=2)
+    first, second = np.partition(squares, 1, axis=1)[:, :2].T
+    nearest = images[np.arange(len(images)), squares.argmin(axis=1)]
+    return nearest, first, second - first < _TIE
 
 
 def _assign(square: Array) -> tuple[NDArray[np.intp], Flags, Flags]:
