@@ -24,6 +24,7 @@ _PRIMITIVE_ANG = 0.25
 """pymatgen's tolerance for an atom to be a copy of another in ``get_primitive_structure``."""
 _WIDER = 1 + 1e-6
 _MANY = 2_000_000
+"""Triples looked at in one batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def mappings(
 
     As pymatgen's ``find_all_mappings``, in its order, with the same floating-point operations:
     cells (M, 3, 3) in Å and the same in multiples of the basis, (M, 3, 3). Triples of vectors in
-    one plane are among them. The first batch is small: equal structures need no other.
+    one plane are among them.
     """
     lengths = target.lengths
     frac, dist, _, _ = lattice.get_points_in_sphere(
@@ -147,17 +148,12 @@ def mappings(
     ac = _angles_near(a, c, sizes[0], sizes[2], beta, angle_tol)
     ab = _angles_near(a, b, sizes[0], sizes[1], gamma, angle_tol)
     rows = max(1, _MANY // bc.size)
-    start, first = 0, True
-    while start < len(a):
-        stop = min(len(a), start + (1 if first else rows))
-        i, j, k = np.nonzero(ab[start:stop, :, None] & (bc & ac[start:stop, None, :]))
+    for start in range(0, len(a), rows):
+        part = slice(start, start + rows)
+        i, j, k = np.nonzero(ab[part, :, None] & (bc & ac[part, None, :]))
         i += start
-        start = stop
-        if len(i):
-            first = False
-            yield np.stack([a[i], b[j], c[k]], 1), np.stack(
-                [steps[0][i], steps[1][j], steps[2][k]], 1
-            )
+        cells = np.stack([a[i], b[j], c[k]], axis=1)
+        yield cells, np.stack([steps[0][i], steps[1][j], steps[2][k]], axis=1)
 
 
 def _angles_near(

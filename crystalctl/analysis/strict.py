@@ -21,8 +21,12 @@ functions on pymatgen's own numbers (``_exactly``):
 
 Distances. With a vector w from one atom to an image of another and the shortest nonzero vector m of
 the lattice, any other image is at least m - |w| away; so |w| < m/2 makes w the shortest of all
-images, and only longer ones are compared with the 27 images that pymatgen looks at. Those differ
-from w by at most two basis vectors along each axis, so m need only be the shortest such vector.
+images. The 27 images that pymatgen compares differ from each other by at most two basis vectors
+along each axis, so m need only be the shortest such vector. Longer vectors need a look at all 27
+images only where they matter: w comes from the nearest fractional coordinates, none above 1/2, so
+any other image has one of 1/2 or more, and its length is at least half the smallest height h of the
+cell. A pairing that is the only cheapest one with min(|w|, h/2) for every long vector, and that has
+none of these, is the cheapest one for their true lengths.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -49,8 +53,11 @@ _ENOUGH = 1e-5
 _CLOSE = 1e-9
 _TIE = 1e-7
 _FORBIDDEN = 1e20
+_FIRST = 4_000
 _BLOCK = 400_000
-"""Fractional distances handled at once."""
+"""Pairs of atoms handled at once: few at first, as equal structures need no more."""
+_FEW = 4
+"""Atoms of an element of which all pairings are tried."""
 _ROWS = 4
 """Atoms looked at before the next candidates are given up."""
 _IMAGES = np.array(list(product((-1, 0, 1), repeat=3)), dtype=float)
@@ -104,11 +111,13 @@ def _candidates(matcher: Any, one: Reduced, other: Reduced) -> Iterator[Array]:
     blocks = [(one.sites[z], where) for z, where in other.sites.items()]
     starts, origins = blocks[0]
     pair = _Pair(matcher, one, other, lattice, target, starts, int(origins[0]), blocks)
-    most = max(1, _BLOCK // (len(starts) * max(len(a) * len(b) for a, b in blocks)))
+    size = len(starts) * sum(len(a) * len(b) for a, b in blocks)
+    most = max(1, _FIRST // size)
     for cells, steps in mappings(lattice, target, matcher.ltol, matcher.angle_tol):
         cells = cells[np.abs(np.abs(np.linalg.det(steps)) - 1) <= 0.5]
-        for k in range(0, len(cells), most):
-            found = _lay(pair, cells[k : k + most])
+        while len(cells):
+            found, cells = _lay(pair, cells[:most]), cells[most:]
+            most = max(1, _BLOCK // size)
             if len(found):
                 yield found
 
@@ -202,15 +211,18 @@ def _exactly(pair: _Pair, cell: Array, start: int) -> Array:
 class _Means:
     """Mean cells in their reduced basis.
 
-    ``matrix`` (M, 3, 3) Å; ``change`` (M, 3, 3) takes fractional coordinates there; ``widths``
-    (M, 3) of the box of allowed pairs; ``half`` (M,): half the shortest lattice vector, Å.
+    ``matrix`` (M, 3, 3) Å, ``metric`` (3, 3, M); ``change`` (M, 3, 3) takes fractional coordinates
+    there; ``widths`` (M, 3) of the box of allowed pairs. ``short`` (M,): below this square a vector
+    between the nearest fractional coordinates is the shortest of all images; ``least`` (M,): the
+    square of any other image, at least.
     """
 
     matrix: Array
+    metric: Array
     change: Array
     widths: Array
-    half: Array
-
+    short: Array
+    least: Array
 
 
 def _reduced_means(means: Array, scale: Array, pair: _Pair, cells: Array) -> _Means:
@@ -223,8 +235,12 @@ def _reduced_means(means: Array, scale: Array, pair: _Pair, cells: Array) -> _Me
             matrix[k], change[k] = lattice.lll_matrix, lattice.lll_inverse
         else:
             matrix[k], change[k] = steps[0] @ means[k], steps[1]
-    half = np.sqrt(((_STEPS @ matrix) ** 2).sum(axis=2).min(axis=1)) / 2
-    return _Means(matrix, change, _widths(matrix, scale, pair.matcher.stol), half)
+    metric = (matrix @ matrix.transpose(0, 2, 1)).transpose(1, 2, 0)
+    short = _squares(list(_STEPS.T[..., None]), metric[:, :, None]).min(axis=0) / 4
+    widths = _widths(matrix, scale, pair.matcher.stol)
+    reciprocal = (np.linalg.inv(matrix) ** 2).sum(axis=1)
+    least = 1 / (4 * reciprocal.max(axis=1))
+    return _Means(matrix, metric, change, widths, short - _TIE, least - _TIE)
 
 
 def _mean(cell: Array, target: Any) -> Any:
@@ -331,38 +347,46 @@ def _paired(
 
     ``row`` (K,): which of ``means``; ``frac``: of both structures, (3, K, n).
     """
-    change, matrix = means.change[row], means.matrix[row]
-    ours, theirs = (np.einsum("ckn,kcd->dkn", f, change) for f in frac)
-    metric = (matrix @ matrix.transpose(0, 2, 1)).transpose(1, 2, 0)[..., None, None]
-    widths, short = means.widths[row], np.maximum(means.half[row] - _TIE, 0)[:, None, None] ** 2
-    k = len(row)
-    chosen_frac = np.zeros((k, theirs.shape[2], 3))
-    feasible, doubtful = np.ones(k, dtype=bool), np.zeros(k, dtype=bool)
-    every = np.arange(k)[:, None]
+    ours, theirs = (np.einsum("ckn,kcd->dkn", f, means.change[row]) for f in frac)
+    chosen_frac = np.zeros((len(row), theirs.shape[2], 3))
+    feasible, doubtful = np.ones(len(row), dtype=bool), np.zeros(len(row), dtype=bool)
     for ours_at, theirs_at in blocks:
-        mine, other = ours[:, :, ours_at], theirs[:, :, theirs_at]
-        away, outside = _apart(other, mine, widths)
-        allowed = outside <= _CLOSE
-        square = _squares(away, metric)
-        at = np.nonzero((square >= short) & allowed)
-        tied = np.zeros((k, len(theirs_at)), dtype=bool)
-        square[~allowed] = np.inf
-        images = None
-        if len(at[0]):
-            images = _nearest_images(mine[:, at[0], at[2]], other[:, at[0], at[1]], matrix[at[0]])
-            square[at] = images[1]
-            for vector, nearest in zip(away, images[0].T, strict=True):
-                vector[at] = nearest
-        chosen, there, unclear = _assign(square)
-        pick = every, np.arange(len(theirs_at)), chosen
-        chosen_frac[:, theirs_at] = np.stack([vector[pick] for vector in away], axis=2)
-        if images is not None:
-            several = np.zeros(square.shape, dtype=bool)
-            several[at] = images[2]
-            tied = several[pick]
-        doubtful |= unclear | tied.any(axis=1) | (allowed & (outside >= -_CLOSE)).any(axis=(1, 2))
-        feasible &= there
-    return chosen_frac @ matrix, feasible, doubtful
+        left = np.flatnonzero(feasible)
+        points = theirs[:, left[:, None], theirs_at], ours[:, left[:, None], ours_at]
+        vectors, feasible[left], unclear = _paired_element(means, row[left], *points)
+        chosen_frac[left[:, None], theirs_at] = vectors
+        doubtful[left] |= unclear
+    return chosen_frac @ means.matrix[row], feasible, doubtful & feasible
+
+
+def _paired_element(
+    means: _Means, row: NDArray[np.intp], theirs: Array, ours: Array
+) -> tuple[Array, Flags, Flags]:
+    """The same for the atoms of one element, (3, K, n) each; vectors are fractional."""
+    n = theirs.shape[2]
+    away, outside = _apart(theirs, ours, means.widths[row])
+    allowed = outside <= _CLOSE
+    square = _squares(away, means.metric[..., row, None, None])
+    square[~allowed] = np.inf
+    long = square >= means.short[row, None, None]
+    least = np.minimum(square, means.least[row, None, None], where=long & allowed, out=square.copy())
+    chosen, there, unclear = _assign(least)
+    pick = np.arange(len(row))[:, None], np.arange(n), chosen
+    again = np.flatnonzero(there & (unclear | long[pick].any(axis=1)))
+    if len(again):
+        k, i, j = np.nonzero((long & allowed)[again])
+        at = again[k], i, j
+        vectors, square[at], several = _nearest_images(
+            ours[:, at[0], j], theirs[:, at[0], i], means.metric[..., row[at[0]], None]
+        )
+        for axis, nearest in zip(away, vectors, strict=True):
+            axis[at] = nearest
+        chosen[again], there[again], unclear[again] = _assign(square[again])
+        tied = np.zeros(square.shape, dtype=bool)
+        tied[at] = several
+        unclear |= tied[pick].any(axis=1)
+    unclear |= (allowed & (outside >= -_CLOSE)).any(axis=(1, 2))
+    return np.stack([axis[pick] for axis in away], axis=2), there, unclear
 
 
 def _squares(vectors: list[Array], metric: Array) -> Array:
@@ -382,16 +406,17 @@ def _squares(vectors: list[Array], metric: Array) -> Array:
     return found
 
 
-def _nearest_images(mine: Array, other: Array, matrix: Array) -> tuple[Array, Array, Flags]:
-    """Nearest image of points (3, P) seen from others (3, P): vector (P, 3), square, whether tied.
+def _nearest_images(ours: Array, theirs: Array, metric: Array) -> tuple[Array, Array, Flags]:
+    """Nearest images of points (3, P) around others (3, P): vectors (3, P), squares, whether tied.
 
-    Of the 27 images that pymatgen compares; ``matrix`` (P, 3, 3).
+    Of the 27 images that pymatgen compares; ``metric`` (3, 3, P, 1).
     """
-    images = (mine % 1 - other % 1).T[:, None] + _IMAGES
-    squares = ((images @ matrix) ** 2).sum(axis=2)
-    first, second = np.partition(squares, 1, axis=1)[:, :2].T
-    nearest = images[np.arange(len(images)), squares.argmin(axis=1)]
-    return nearest, first, second - first < _TIE
+    images = (ours % 1 - theirs % 1)[:, :, None] + _IMAGES.T[:, None]
+    squares = _squares(list(images), metric)
+    every, nearest = np.arange(len(squares)), squares.argmin(axis=1)
+    first = squares[every, nearest]
+    squares[every, nearest] = np.inf
+    return images[:, every, nearest], first, squares.min(axis=1) - first < _TIE
 
 
 def _assign(square: Array) -> tuple[NDArray[np.intp], Flags, Flags]:
@@ -400,13 +425,20 @@ def _assign(square: Array) -> tuple[NDArray[np.intp], Flags, Flags]:
     Also whether there is one (K,), and whether another may be as cheap (K,).
     """
     k, n, _ = square.shape
-    chosen = square.argmin(axis=2)
     if n == 1:
-        return chosen, np.isfinite(square[:, 0, 0]), np.zeros(k, dtype=bool)
+        return np.zeros((k, 1), dtype=np.intp), np.isfinite(square[:, 0, 0]), np.zeros(k, bool)
+    if n <= _FEW:
+        orders = _orders(n)
+        totals = square[:, np.arange(n), orders].sum(axis=2)
+        best = totals.argmin(axis=1)
+        least = totals[np.arange(k), best]
+        totals[np.arange(k), best] = np.inf
+        there = np.isfinite(least)
+        return orders[best], there, ~there | (totals.min(axis=1) < least + _TIE)
+    chosen = square.argmin(axis=2)
     first, second = np.moveaxis(np.partition(square, 1, axis=2)[:, :, :2], 2, 0)
     there = np.isfinite(first).all(axis=1)
-    with np.errstate(invalid="ignore"):
-        unclear = (second - first < _TIE).any(axis=1)
+    unclear = (second < first + _TIE).any(axis=1)
     twice = (np.diff(np.sort(chosen, axis=1), axis=1) == 0).any(axis=1)
     for i in np.flatnonzero(there & twice):
         costs = np.where(np.isfinite(square[i]), square[i], _FORBIDDEN)
@@ -415,3 +447,8 @@ def _assign(square: Array) -> tuple[NDArray[np.intp], Flags, Flags]:
         costs[rows, chosen[i]] += _TIE
         unclear[i] = (linear_sum_assignment(costs)[1] != chosen[i]).any()
     return chosen, there, unclear
+
+
+@lru_cache(maxsize=8)
+def _orders(n: int) -> NDArray[np.intp]:
+    return np.array(list(permutations(range(n))))
