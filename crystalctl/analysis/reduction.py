@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import product
 from math import gcd
 from typing import Any
 
@@ -23,6 +24,9 @@ Cell = tuple[Array, Array, Sequence[int]]
 _PRIMITIVE_ANG = 0.25
 """pymatgen's tolerance for an atom to be a copy of another in ``get_primitive_structure``."""
 _WIDER = 1 + 1e-6
+_CLOSE = 1e-9
+"""Numbers that differ by less, relatively, may be equal."""
+_AROUND = np.array([s for s in product((-1, 0, 1), repeat=2) if any(s)])
 _MANY = 2_000_000
 """Triples looked at in one batch."""
 
@@ -44,6 +48,29 @@ class Reduced:
     def content(self) -> tuple[tuple[int, int], ...]:
         """(Z, atoms), sorted by Z."""
         return tuple(sorted(Counter(self.numbers.tolist()).items()))
+
+    @cached_property
+    def lengths(self) -> Array:
+        """Sorted lengths of the basis over the cube root of the volume, (3,)."""
+        return np.asarray(np.sort(np.linalg.norm(self.matrix, axis=1)) / np.cbrt(self.volume))
+
+    @cached_property
+    def minima(self) -> Array:
+        """Successive minima of the lattice over the cube root of the volume, (3,).
+
+        The lengths themselves if no vector gets shorter by adding or subtracting shorter ones once,
+        which is Minkowski's condition in three dimensions.
+        """
+        basis = self.matrix[np.argsort(np.linalg.norm(self.matrix, axis=1))]
+        square = (basis**2).sum(axis=1)
+        second = ((basis[1] + [[1], [-1]] * basis[0]) ** 2).sum(axis=1)
+        third = ((basis[2] + _AROUND @ basis[:2]) ** 2).sum(axis=1)
+        if (np.array([second.min(), third.min()]) >= square[1:] * (1 - _CLOSE)).all():
+            return self.lengths
+        from ase.geometry import minkowski_reduce
+
+        reduced, _ = minkowski_reduce(self.matrix)
+        return np.asarray(np.sort(np.linalg.norm(reduced, axis=1)) / np.cbrt(self.volume))
 
     @cached_property
     def sites(self) -> dict[int, NDArray[np.intp]]:
@@ -160,5 +187,69 @@ def _angles_near(
     one: Array, other: Array, size: Array, size_other: Array, angle: float, within: float
 ) -> NDArray[np.bool_]:
     cosines = np.inner(one, other) / size[:, None] / size_other
-    np.clip(cosines, -1, 1, out=cosines)
+    cosines = np.minimum(np.maximum(cosines, -1), 1)  # np.clip takes several times as long
     return np.asarray(np.abs(np.rad2deg(np.arccos(cosines)) - angle) <= within)
+
+
+def is_lll_reduced(cells: Array) -> NDArray[np.bool_]:
+    """Whether the LLL reduction (delta 3/4) surely leaves each of the cells (M, 3, 3) as it is."""
+    a, b, c = cells.transpose(1, 0, 2)
+    aa = (a * a).sum(1)
+    ab, ac = (a * b).sum(1) / aa, (a * c).sum(1) / aa
+    b = b - ab[:, None] * a
+    bb = (b * b).sum(1)
+    bc = (b * c).sum(1) / bb
+    c = c - ac[:, None] * a - bc[:, None] * b
+    small = (np.abs(np.stack([ab, ac, bc])) < 0.5 - _CLOSE).all(axis=0)
+    second = bb > (0.75 - ab**2 + _CLOSE) * aa
+    return np.asarray(small & second & ((c * c).sum(1) > (0.75 - bc**2 + _CLOSE) * bb))
+
+
+@lru_cache(maxsize=4096)
+def lll_steps(raw: bytes) -> tuple[Array, Array] | None:
+    """LLL reduction (delta 3/4) of the cell (3, 3) with these bytes, None where it is not sure.
+
+    The reduced basis in multiples of the given one (3, 3), and the inverse. Not sure: a decision
+    compares numbers that are equal to rounding.
+    """
+    basis = np.frombuffer(raw).reshape(3, 3).tolist()
+    steps = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    k = 1
+    while k < 3:
+        for i in range(k - 1, -1, -1):
+            ratio = _gram_schmidt(basis, k)[0][i]
+            times = round(ratio)
+            if abs(abs(ratio - times) - 0.5) < _CLOSE:
+                return None
+            if times:
+                basis[k] = [x - times * y for x, y in zip(basis[k], basis[i], strict=True)]
+                steps[k] = [x - times * y for x, y in zip(steps[k], steps[i], strict=True)]
+        ratios, squares = _gram_schmidt(basis, k)
+        least = (0.75 - ratios[k - 1] ** 2) * squares[k - 1]
+        if abs(squares[k] - least) < _CLOSE * squares[k - 1]:
+            return None
+        if squares[k] >= least:
+            k += 1
+        else:
+            basis[k - 1], basis[k] = basis[k], basis[k - 1]
+            steps[k - 1], steps[k] = steps[k], steps[k - 1]
+            k = max(k - 1, 1)
+    found = np.array(steps, dtype=float)
+    return found, np.linalg.inv(found)
+
+
+def _gram_schmidt(basis: list[list[float]], k: int) -> tuple[list[float], list[float]]:
+    """Coefficients of vector k on the orthogonalised ones before it; squares of 0..k of these."""
+    orthogonal: list[list[float]] = []
+    squares: list[float] = []
+    ratios: list[float] = []
+    for x, y, z in basis[: k + 1]:
+        ratios = []
+        rest = [x, y, z]
+        for (u, v, w), square in zip(orthogonal, squares, strict=True):
+            ratio = (x * u + y * v + z * w) / square
+            ratios.append(ratio)
+            rest = [rest[0] - ratio * u, rest[1] - ratio * v, rest[2] - ratio * w]
+        orthogonal.append(rest)
+        squares.append(rest[0] ** 2 + rest[1] ** 2 + rest[2] ** 2)
+    return ratios, squares

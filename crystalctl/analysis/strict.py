@@ -16,8 +16,8 @@ functions on pymatgen's own numbers (``_exactly``):
   elements (it falls apart into them), and once more with the pairs found made dearer by ``_TIE``:
   the same answer shows that every other pairing costs more;
 * two images of one atom equally near: as above;
-* the basis in which distances are measured, that of the LLL reduction of the mean cell, is chosen by
-  comparisons; where one of them is of equal numbers, the reduction is pymatgen's on its numbers.
+* the basis in which distances are measured, the LLL reduction of the mean cell, comes from
+  comparisons; where one of them is of equal numbers, pymatgen reduces its own mean cell.
 
 Distances. With a vector w from one atom to an image of another and the shortest nonzero vector m of
 the lattice, any other image is at least m - |w| away; so |w| < m/2 makes w the shortest of all
@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from crystalctl.analysis.reduction import Reduced, mappings
+from crystalctl.analysis.reduction import Reduced, is_lll_reduced, lll_steps, mappings
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -148,9 +148,7 @@ def _lay(pair: _Pair, cells: Array) -> Array:
     return np.asarray(found[np.isfinite(found[:, 0])])
 
 
-def _near(
-    pair: _Pair, ours: Array, shift: Array, widths: Array
-) -> tuple[NDArray[np.intp], Flags]:
+def _near(pair: _Pair, ours: Array, shift: Array, widths: Array) -> tuple[NDArray[np.intp], Flags]:
     """Candidates for which every atom has one of its kind near, and whether that is in doubt.
 
     ``ours`` (3, M, n), ``shift`` (3, M starts), ``widths`` (M, 3).
@@ -228,7 +226,7 @@ class _Means:
 def _reduced_means(means: Array, scale: Array, pair: _Pair, cells: Array) -> _Means:
     """Of the mean cells (M, 3, 3) of ``cells`` (M, 3, 3) and the target."""
     matrix, change = means.copy(), np.broadcast_to(np.eye(3), means.shape).copy()
-    for k in np.flatnonzero(~_is_reduced(means)):
+    for k in np.flatnonzero(~is_lll_reduced(means)):
         steps = lll_steps(means[k].tobytes())
         if steps is None:
             lattice = _mean(cells[k], pair.target)
@@ -255,7 +253,9 @@ def _mean_cells(cells: Array, target: Any) -> Array:
     """Cells (M, 3, 3) with the mean lengths and angles of each of ``cells`` and the target."""
     lengths = np.sqrt((cells**2).sum(axis=2))
     pairs = ((1, 2), (2, 0), (0, 1))
-    cosines = [(cells[:, i] * cells[:, j]).sum(1) / (lengths[:, i] * lengths[:, j]) for i, j in pairs]
+    cosines = [
+        (cells[:, i] * cells[:, j]).sum(1) / (lengths[:, i] * lengths[:, j]) for i, j in pairs
+    ]
     angles = np.degrees(np.arccos(np.clip(np.stack(cosines, axis=1), -1, 1)))
     a, b, c = ((lengths + np.array(target.lengths)) / 2).T
     alpha, beta, gamma = np.radians((angles + np.array(target.angles)) / 2).T
@@ -264,7 +264,11 @@ def _mean_cells(cells: Array, target: Any) -> Array:
     zero = np.zeros_like(a)
     vectors = (
         (a * np.sin(beta), zero, a * np.cos(beta)),
-        (-b * np.sin(alpha) * cosine, b * np.sin(alpha) * np.sqrt(1 - cosine**2), b * np.cos(alpha)),
+        (
+            -b * np.sin(alpha) * cosine,
+            b * np.sin(alpha) * np.sqrt(1 - cosine**2),
+            b * np.cos(alpha),
+        ),
         (zero, zero, c),
     )
     return np.stack([np.stack(vector, axis=1) for vector in vectors], axis=1)
@@ -274,70 +278,6 @@ def _widths(cells: Array, scale: Array, stol: float) -> Array:
     """Half widths (M, 3) of the box of fractional distances that are near enough."""
     reciprocal = np.sqrt((np.linalg.inv(cells) ** 2).sum(axis=1))
     return np.asarray(2 * stol * reciprocal / scale[:, None])
-
-
-def _is_reduced(cells: Array) -> Flags:
-    """Whether the LLL reduction (delta 3/4) surely leaves each cell as it is."""
-    a, b, c = cells.transpose(1, 0, 2)
-    aa = (a * a).sum(1)
-    ab, ac = (a * b).sum(1) / aa, (a * c).sum(1) / aa
-    b = b - ab[:, None] * a
-    bb = (b * b).sum(1)
-    bc = (b * c).sum(1) / bb
-    c = c - ac[:, None] * a - bc[:, None] * b
-    small = (np.abs(np.stack([ab, ac, bc])) < 0.5 - _CLOSE).all(axis=0)
-    second = bb > (0.75 - ab**2 + _CLOSE) * aa
-    return np.asarray(small & second & ((c * c).sum(1) > (0.75 - bc**2 + _CLOSE) * bb))
-
-
-@lru_cache(maxsize=4096)
-def lll_steps(raw: bytes) -> tuple[Array, Array] | None:
-    """LLL reduction (delta 3/4) of the cell (3, 3) with these bytes, None where it is not sure.
-
-    The reduced basis in multiples of the given one (3, 3), and the inverse. Not sure: a decision
-    compares numbers that are equal to rounding.
-    """
-    basis = np.frombuffer(raw).reshape(3, 3).tolist()
-    steps = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    k = 1
-    while k < 3:
-        for i in range(k - 1, -1, -1):
-            ratio = _gram_schmidt(basis, k)[0][i]
-            times = round(ratio)
-            if abs(abs(ratio - times) - 0.5) < _CLOSE:
-                return None
-            if times:
-                basis[k] = [x - times * y for x, y in zip(basis[k], basis[i], strict=True)]
-                steps[k] = [x - times * y for x, y in zip(steps[k], steps[i], strict=True)]
-        ratios, squares = _gram_schmidt(basis, k)
-        least = (0.75 - ratios[k - 1] ** 2) * squares[k - 1]
-        if abs(squares[k] - least) < _CLOSE * squares[k - 1]:
-            return None
-        if squares[k] >= least:
-            k += 1
-        else:
-            for rows in (basis, steps):
-                rows[k - 1], rows[k] = rows[k], rows[k - 1]
-            k = max(k - 1, 1)
-    found = np.array(steps, dtype=float)
-    return found, np.linalg.inv(found)
-
-
-def _gram_schmidt(basis: list[list[float]], k: int) -> tuple[list[float], list[float]]:
-    """Coefficients of vector k on the orthogonalised ones before it; squares of 0..k of these."""
-    orthogonal: list[list[float]] = []
-    squares: list[float] = []
-    ratios: list[float] = []
-    for x, y, z in basis[: k + 1]:
-        ratios = []
-        rest = [x, y, z]
-        for (u, v, w), square in zip(orthogonal, squares, strict=True):
-            ratio = (x * u + y * v + z * w) / square
-            ratios.append(ratio)
-            rest = [rest[0] - ratio * u, rest[1] - ratio * v, rest[2] - ratio * w]
-        orthogonal.append(rest)
-        squares.append(rest[0] ** 2 + rest[1] ** 2 + rest[2] ** 2)
-    return ratios, squares
 
 
 def _paired(
@@ -369,7 +309,9 @@ def _paired_element(
     square = _squares(away, means.metric[..., row, None, None])
     square[~allowed] = np.inf
     long = square >= means.short[row, None, None]
-    least = np.minimum(square, means.least[row, None, None], where=long & allowed, out=square.copy())
+    least = np.minimum(
+        square, means.least[row, None, None], where=long & allowed, out=square.copy()
+    )
     chosen, there, unclear = _assign(least)
     pick = np.arange(len(row))[:, None], np.arange(n), chosen
     again = np.flatnonzero(there & (unclear | long[pick].any(axis=1)))
@@ -403,7 +345,7 @@ def _squares(vectors: list[Array], metric: Array) -> Array:
     np.multiply(z, z, out=rest)
     rest *= metric[2, 2]
     found += rest
-    return found
+    return np.asarray(found)
 
 
 def _nearest_images(ours: Array, theirs: Array, metric: Array) -> tuple[Array, Array, Flags]:

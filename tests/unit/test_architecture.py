@@ -52,6 +52,7 @@ ALLOWED = {
 ABOVE = {
     "api",
     "cli",
+    "comparisons",
     "evaluating",
     "gathering",
     "overview",
