@@ -57,8 +57,9 @@ def possible(ours: Sequence[Reduced], theirs: Sequence[Reduced], ltol: float) ->
 
     All of them hold the same atoms.
     """
-    longest = (1 + ltol) * np.array([one.lengths for one in theirs]) * (1 + _ROUNDING)
-    minima = np.array([one.minima for one in ours])
+    lengths = np.array([one.lengths for one in theirs]).reshape(-1, 3)
+    minima = np.array([one.minima for one in ours]).reshape(-1, 3)
+    longest = (1 + ltol) * lengths * (1 + _ROUNDING)
     return np.asarray((minima[:, None] <= longest).all(axis=2))
 
 
