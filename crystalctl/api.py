@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crystalctl.after import check_wish, relaxed
 from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, reduced_key
 from crystalctl.errors import InputError
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
     from crystalctl.data.statistics import Statistics
+    from crystalctl.relaxing import Relaxation
     from crystalctl.templating import Symmetry
 
 MAX_SAMPLES = 1_000_000
@@ -50,6 +52,8 @@ class Result:
     set_aside: dict[str, int]
     n_samples: int
     folder: Path | None
+    relaxed: Relaxation | None = None
+    """The candidates relaxed and ranked by energy, where that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,13 @@ class Options:
     """Of that pattern and of the simulated ones: Å, or a name pymatgen knows."""
     report: bool = True
     """Write ``report.html`` into the run folder."""
+    relax: bool | None = False
+    """Relax the candidates and rank them by energy, in the folder ``relaxed`` of the run folder;
+    None: where a calculator is installed and there are few of them."""
+    calculator: str | None = None
+    """The one that relaxes, see ``relaxing.relax_all``; None: the one of the extra."""
+    hull: Path | str | None = None
+    """Reference energies: candidates are ranked by the energy above their hull."""
     on_progress: OnProgress | None = None
     default_out: bool = False
     """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""
@@ -281,6 +292,7 @@ def _run(
     from crystalctl.io.structures import parse_formats
 
     _check_numbers(request["n"], options)
+    check_wish(options)
     parse_formats(",".join(options.formats))
     measured = _measured(options)
     if measured is not None:
@@ -310,15 +322,16 @@ def _run(
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)
     if out is None:
-        return _draw_and_rank(loaded, samples, options, device, measured=measured)
+        return relaxed(_draw_and_rank(loaded, samples, options, device, measured=measured), options)
     facts = {"command": sys.argv, "weights": loaded.name}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
     if options.on_folder is not None:
         options.on_folder(out)
     if run.finished:
-        return _finished_result(run, samples)
+        return relaxed(_finished_result(run, samples), options)
     try:
-        return _draw_and_rank(loaded, samples, options, device, measured=measured, run=run)
+        result = _draw_and_rank(loaded, samples, options, device, measured=measured, run=run)
+        return relaxed(result, options)
     except BaseException:
         if not run.finished:
             run.interrupted()

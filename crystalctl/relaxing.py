@@ -1,37 +1,50 @@
-"""``relax``: structures of anybody -> relaxed ones, ranked by energy; a stopped run continues."""
+"""``relax`` and ``rank``: structures of anybody, relaxed or as they are, ranked by energy.
+
+A stopped run continues.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
+from crystalctl.analysis.hull import Hull
 from crystalctl.analysis.matching import group_duplicates
 from crystalctl.analysis.relaxation import Relaxed, Settings, relax
 from crystalctl.analysis.symmetrise import Symmetric, symmetrise
 from crystalctl.errors import InputError
 from crystalctl.evaluation.report import Entry, Report, write_report
 from crystalctl.io.collect import KINDS, Row, find_sources, read_source
-from crystalctl.io.structures import structure_text, write_atomic
+from crystalctl.io.structures import extxyz_text, structure_text, write_atomic
 
-DONE, SETTINGS, TABLE, REPORT = "done.jsonl", "relax.json", "relaxed.csv", "report.html"
+DONE, SETTINGS, REPORT = "done.jsonl", "settings.json", "report.html"
+STRUCTURES = "structures.extxyz"
+"""All ranked structures with energies and E_hull, which ``evaluate`` reads."""
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """``rows``: those of relaxed.csv, ranked; ``structures``: by rank, relaxed; ``folder``."""
+    """``rows``: those of the table, ranked; ``structures``: by rank; ``folder``.
+
+    ``reference``: which energies the hull is made of, empty without one; ``moved``: relaxed, not
+    just ranked as they are.
+    """
 
     rows: list[dict[str, Any]]
     structures: dict[int, Any]
     folder: Path
     calculator: str
+    reference: str = ""
+    moved: bool = True
 
 
 def relax_all(
@@ -39,9 +52,9 @@ def relax_all(
     *,
     calculator: str = DEFAULT,
     device: str = "cpu",
-    fmax: float = 0.05,
-    max_steps: int = 200,
-    keep_symmetry: bool = False,
+    settings: Settings | None = None,
+    move: bool = True,
+    hull: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
@@ -49,24 +62,34 @@ def relax_all(
     """Relax cell and positions of every structure and rank each formula's by energy per atom.
 
     The input is only read. Of a run folder the ranked structures are relaxed, not those merged
-    into them. ``fmax`` eV/Å. Results go to ``out`` (default: NAME-relaxed beside the input); what
-    is done is kept as it comes, and ``resume`` continues there. Raises ``InputError`` for input
-    without a structure, an unknown or missing calculator, a folder that is in use, other settings
-    than those of the run to be resumed.
+    into them. Without ``move`` structures stay as they are. With a ``hull`` (see
+    ``analysis/hull.py``) all formulas are ranked together by energy above it. Results go to ``out``
+    (default: NAME-relaxed or NAME-ranked beside the input); what is done is kept as it comes, and
+    ``resume`` continues there. Raises ``InputError`` for input without a structure, a calculator or
+    hull that cannot serve, a folder in use, other settings than those of the run to be resumed.
     """
-    if not fmax > 0 or max_steps < 1:
-        raise InputError("fmax and max_steps must be positive", "like 0.05 eV/Å and 200 steps")
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for source in find_sources(given) for row in read_source(source) if row.rank != 0]
     if not any(row.entry for row in rows):
         raise InputError("none of the structures can be read", f"give {KINDS}")
     potential = load_potential(calculator, device)
-    settings = Settings(fmax, max_steps, keep_symmetry)
-    folder = Path(out) if out is not None else _beside(Path(given[0]))
-    known = {"calculator": potential.name, **settings.plain(), "structures": len(rows)}
+    reference = None if hull is None else Hull.load(hull, calculator=potential.name)
+    if reference is not None:
+        _check_elements(reference, rows)
+    how = settings or Settings()
+    # One step is one call at the place where a structure is: its energy, nothing moved.
+    how = how if move else replace(how, max_steps=1)
+    verb = "relaxed" if move else "ranked"
+    folder = Path(out) if out is not None else _beside(Path(given[0]), verb)
+    known = {
+        "verb": verb,
+        "calculator": potential.name,
+        **how.plain(),
+        "structures": len(rows),
+    }
     done = _claim(folder, known, resume=resume)
-    _relax_missing(folder, rows, done, potential, settings, on_progress)
-    found = _ranked(rows, done, on_progress)
+    _relax_missing(folder, rows, done, potential, how, on_progress)
+    found = _ranked(rows, done, reference, on_progress)
     structures = {}
     for row, symmetric in found:
         if symmetric is not None:
@@ -74,15 +97,34 @@ def relax_all(
             name = f"{row['rank']:03d}_{row['formula']}_{_symbol(symmetric)}.cif"
             row["file"] = name.replace("/", "-")
             write_atomic(folder / row["file"], structure_text(symmetric, "cif", info={}))
-    table = [row for row, _ in found]
-    _write(folder, found, potential.name)
-    return Relaxation(table, structures, folder, potential.name)
+    result = Relaxation(
+        [row for row, _ in found],
+        structures,
+        folder,
+        potential.name,
+        "" if reference is None else reference.reference,
+        move,
+    )
+    _write(result, found)
+    return result
 
 
-def _beside(path: Path) -> Path:
+def _check_elements(hull: Hull, rows: Sequence[Row]) -> None:
+    """Refuse a hull that says nothing of any structure."""
+    formulas = {_structure(row).composition.reduced_formula for row in rows if row.entry}
+    missing = {formula: hull.missing([formula]) for formula in sorted(formulas)}
+    if all(missing.values()):
+        elements = ", ".join(sorted({e for lacking in missing.values() for e in lacking}))
+        raise InputError(
+            f"{hull.name} has no energy of elemental {elements}",
+            "a hull needs each element of a structure: add them to the reference structures",
+        )
+
+
+def _beside(path: Path, verb: str) -> Path:
     path = path.resolve()
     stem = path.name if path.is_dir() else path.name.split(".")[0]
-    return path.parent / f"{stem or 'structures'}-relaxed"
+    return path.parent / f"{stem or 'structures'}-{verb}"
 
 
 def _claim(folder: Path, known: dict[str, Any], *, resume: bool) -> dict[int, dict[str, Any]]:
@@ -91,14 +133,14 @@ def _claim(folder: Path, known: dict[str, Any], *, resume: bool) -> dict[int, di
     note = folder / SETTINGS
     if note.is_file():
         if not resume:
-            raise InputError(f"{folder} holds a relaxation already", "add --resume or other --out")
+            raise InputError(f"{folder} holds a ranking already", "add --resume or other --out")
         if note.read_text() != text:
             raise InputError(
                 f"{folder} was made with other settings or structures",
                 f"see {SETTINGS} there, or choose another --out",
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no relaxation", "choose another --out")
+        raise InputError(f"{folder} exists and is no ranking of ours", "choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(note, text)
@@ -159,12 +201,18 @@ def _plain(result: Relaxed) -> dict[str, Any]:
 
 
 def _ranked(
-    rows: Sequence[Row], done: dict[int, dict[str, Any]], on_progress: OnProgress | None
+    rows: Sequence[Row],
+    done: dict[int, dict[str, Any]],
+    hull: Hull | None,
+    on_progress: OnProgress | None,
 ) -> list[tuple[dict[str, Any], Symmetric | None]]:
-    """Rows of the table: by formula as they came, then energy; duplicates and failures last."""
+    """Rows of the table; duplicates and failures last.
+
+    By formula as they came, then energy; with a hull all by energy above it.
+    """
     from pymatgen.core import Structure
 
-    facts = [_facts(row, done.get(index)) for index, row in enumerate(rows)]
+    facts = [_facts(row, done.get(index), hull) for index, row in enumerate(rows)]
     good = [i for i in range(len(rows)) if not facts[i]["reason"]]
     good.sort(key=lambda i: facts[i]["energy_ev"])
     structures = {i: Structure.from_dict(done[i]["structure"]) for i in good}
@@ -176,7 +224,10 @@ def _ranked(
             lead[good[member]] = good[members[0]]
     order = {name: k for k, name in enumerate(dict.fromkeys(f["formula"] for f in facts))}
     leaders = [i for i in good if lead[i] == i]
-    leaders.sort(key=lambda i: (order[facts[i]["formula"]], facts[i]["energy_ev"]))
+    if hull is None:
+        leaders.sort(key=lambda i: (order[facts[i]["formula"]], facts[i]["energy_ev"]))
+    else:
+        leaders.sort(key=lambda i: _above(facts[i]["e_hull_ev"]))
     for rank, i in enumerate(leaders, start=1):
         symmetric = symmetrise(structures[i])
         merged = sum(1 for other in good if lead[other] == i)
@@ -192,21 +243,31 @@ def _ranked(
     return found
 
 
+def _above(e_hull: float | None) -> float:
+    return math.inf if e_hull is None else e_hull
+
+
 def _symbol(symmetric: Symmetric) -> str:
     return symmetric.symbol.replace("_", "")
 
 
-def _facts(row: Row, done: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(row: Row, done: dict[str, Any] | None, hull: Hull | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"rank": None, "id": row.id, "source": row.source, "formula": ""}
     facts |= {"group_before": "", "group": "", "count": None, "same_as": None, "file": ""}
     if row.entry is None or done is None:
         return facts | {"reason": row.reason or "cannot be read"}
     before = _structure(row)
+    formula = before.composition.reduced_formula
+    above: dict[str, Any] = {}
+    if hull is not None:
+        value, why = (None, "") if done["reason"] else hull.above(formula, done["energy"])
+        above = {"e_hull_ev": value, "e_hull_reason": why, "reference": hull.reference}
     return facts | {
-        "formula": before.composition.reduced_formula,
+        "formula": formula,
         "group_before": "" if done["reason"] else _symbol(symmetrise(before)),
         "energy_ev": done["energy"],
         "energy_before_ev": done["start_energy"],
+        **above,
         "rmsd_ang": done["rmsd"],
         "volume_change": done["volume_change"],
         "steps": done["steps"],
@@ -215,25 +276,39 @@ def _facts(row: Row, done: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _write(
-    folder: Path, found: Sequence[tuple[dict[str, Any], Symmetric | None]], calculator: str
-) -> None:
-    columns = list(dict.fromkeys(name for row, _ in found for name in row))
+def _write(result: Relaxation, found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> None:
+    verb = "relaxed" if result.moved else "ranked"
+    columns = list(dict.fromkeys(name for row in result.rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row for row, _ in found)
-    write_atomic(folder / TABLE, text.getvalue())
+    writer.writerows(result.rows)
+    write_atomic(result.folder / f"{verb}.csv", text.getvalue())
+    write_atomic(result.folder / STRUCTURES, extxyz_text(list(_labelled(result))))
+    by = f"energy above {result.reference}" if result.reference else "energy per atom"
     write_report(
-        folder / REPORT,
+        result.folder / REPORT,
         Report(
-            title=f"Relaxed structures ({calculator})",
+            title=f"{verb.capitalize()} structures ({result.calculator})",
             entries=list(_entries(found)),
-            order=f"energy per atom, {calculator}",
+            order=f"{by}, {result.calculator}",
             n_samples=len(found),
-            files=TABLE,
+            files=f"{verb}.csv",
         ),
     )
+
+
+def _labelled(result: Relaxation) -> Iterator[tuple[Any, Any, list[int], dict[str, Any]]]:
+    for row in result.rows:
+        if row["rank"] is None:
+            continue
+        structure = result.structures[row["rank"]]
+        info = {"rank": row["rank"], "energy_per_atom": row["energy_ev"]}
+        info |= {"rmsd_to_relaxed": row["rmsd_ang"]} if result.moved else {}
+        if row.get("e_hull_ev") is not None:
+            info["e_above_hull"] = row["e_hull_ev"]
+        numbers = [site.specie.Z for site in structure]
+        yield structure.lattice.matrix, structure.frac_coords, numbers, info
 
 
 def _entries(found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> Iterator[Entry]:
@@ -248,6 +323,7 @@ def _entries(found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> Iterat
                 file=row["file"],
                 count=row["count"],
                 energy_ev=row["energy_ev"],
+                e_hull_ev=row.get("e_hull_ev"),
                 group_before=row["group_before"],
                 moved_ang=row["rmsd_ang"],
             )

@@ -16,6 +16,7 @@ import numpy as np
 
 from crystalctl.analysis.energy import Evaluated, Potential, failure
 from crystalctl.analysis.validity import invalid_reason
+from crystalctl.errors import InputError
 
 _SYMPREC_ANG = 0.01
 _EXPLODED = 3.0
@@ -33,6 +34,10 @@ class Settings:
     fmax: float = 0.05
     max_steps: int = 200
     keep_symmetry: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.fmax > 0 or self.max_steps < 1:
+            raise InputError("fmax and max_steps must be positive", "like 0.05 eV/Å and 200 steps")
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,12 +70,13 @@ def relax(
     The structures are left alone. One that fails costs nobody else anything.
     """
     chosen = settings or Settings()
-    waiting = deque(enumerate(structures))
+    # Indices: ``structures`` may make each when it is asked for.
+    waiting = deque(range(len(structures)))
     running: list[_Path] = []
     while waiting or running:
         while waiting and len(running) < potential.batch:
-            index, structure = waiting.popleft()
-            started = _start(index, structure, chosen)
+            index = waiting.popleft()
+            started = _start(index, structures[index], chosen)
             if isinstance(started, Relaxed):
                 yield index, started
             else:

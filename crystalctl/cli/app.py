@@ -15,6 +15,7 @@ from crystalctl.cli.evaluate import evaluate
 from crystalctl.cli.generate import generate
 from crystalctl.cli.models import models
 from crystalctl.cli.predict import predict
+from crystalctl.cli.rank import rank
 from crystalctl.cli.relax import relax
 from crystalctl.cli.train import train
 from crystalctl.errors import CrystalctlError
@@ -53,6 +54,7 @@ app.command()(predict)
 app.command()(generate)
 app.command()(evaluate)
 app.command()(relax)
+app.command()(rank)
 app.command()(train)
 app.command()(models)
 app.add_typer(data_app, name="data")

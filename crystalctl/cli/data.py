@@ -118,6 +118,48 @@ def templates(
     ui.stdout().print(f"{len(memory.group)} structures, {len(memory.by_counts)} kinds: {out}")
 
 
+@app.command()
+def energies(
+    source: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="A prepared dataset, or any structures.")
+    ],
+    calculator: Annotated[
+        str, typer.Option(help="chgnet, mace, orb, mattersim, sevennet, or module:factory.")
+    ] = "chgnet",
+    relax: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax each structure first.")
+    ] = False,
+    max_steps: Annotated[int, typer.Option(min=1, help="Steps of one structure.")] = 200,
+    device: Annotated[str, typer.Option(help="Where it computes: cpu or cuda.")] = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.  [default: NAME-CALCULATOR.jsonl beside]"),
+    ] = None,
+    progress: Annotated[bool, typer.Option(help="Show progress.")] = True,
+) -> None:
+    """Energies of a dataset, as the --hull of relax, rank, predict and generate.
+
+    What the file holds already is not computed again.
+    """
+    from crystalctl.energies import compute_energies
+
+    with ui.progress(quiet=not progress) as move:
+        done = compute_energies(
+            source,
+            calculator=calculator,
+            relaxed=relax,
+            max_steps=max_steps,
+            device=device,
+            out=out,
+            on_progress=move,
+        )
+    ui.stdout().print(
+        f"{done.total} structures, {done.computed} computed now, {done.failed} without energy "
+        f"({done.calculator}): {done.file}",
+        soft_wrap=True,
+    )
+
+
 def _check_output(out: Path, force: bool) -> None:
     """Refuse an output that cannot be written, before any work is done."""
     import os

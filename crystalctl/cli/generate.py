@@ -28,6 +28,9 @@ def generate(
     wavelength: running.Wavelength = "CuKa",
     formats: running.Format = "cif",
     report: running.Report = True,
+    relax: running.Relax = None,
+    calculator: running.Calculator = None,
+    hull: running.Hull = None,
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
@@ -56,5 +59,8 @@ def generate(
         wavelength=wavelength,
         formats=formats.split(","),
         report=report,
+        relax=relax,
+        calculator=calculator,
+        hull=hull,
         resume=resume,
     )

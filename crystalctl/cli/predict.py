@@ -10,6 +10,13 @@ import typer
 from crystalctl.cli import running
 from crystalctl.errors import InputError
 
+Formula = Annotated[
+    list[str] | None, typer.Option("--formula", "-f", help="Formula; may be repeated.")
+]
+Formulas = Annotated[
+    Path | None, typer.Option(help="File with one formula a line; # starts a comment.")
+]
+NumAtoms = Annotated[int | None, typer.Option(help="Number of atoms in the cell, instead of --z.")]
 Xrd = Annotated[Path | None, typer.Option(help="Measured powder pattern (2θ, counts) to rank by.")]
 Templates = Annotated[
     Path | None, typer.Option(help="Prepared dataset whose structures propose templates.")
@@ -20,17 +27,11 @@ Units = Annotated[
 
 
 def predict(
-    formula: Annotated[
-        list[str] | None, typer.Option("--formula", "-f", help="Formula; may be repeated.")
-    ] = None,
-    formulas: Annotated[
-        Path | None, typer.Option(help="File with one formula a line; # starts a comment.")
-    ] = None,
+    formula: Formula = None,
+    formulas: Formulas = None,
     n: running.N = 20,
     z: Units = "auto",
-    num_atoms: Annotated[
-        int | None, typer.Option(help="Number of atoms in the cell, instead of --z.")
-    ] = None,
+    num_atoms: NumAtoms = None,
     spacegroup: running.SpaceGroup = None,
     wyckoff: running.Wyckoff = None,
     allow_supergroup: running.AllowSupergroup = False,
@@ -45,6 +46,9 @@ def predict(
     wavelength: running.Wavelength = "CuKa",
     formats: running.Format = "cif",
     report: running.Report = True,
+    relax: running.Relax = None,
+    calculator: running.Calculator = None,
+    hull: running.Hull = None,
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
@@ -76,6 +80,9 @@ def predict(
         wavelength=wavelength,
         formats=formats.split(","),
         report=report,
+        relax=relax,
+        calculator=calculator,
+        hull=hull,
         resume=resume,
     )
 

@@ -45,6 +45,20 @@ AllowSupergroup = Annotated[
 Report = Annotated[
     bool, typer.Option("--report/--no-report", help="Write report.html into the run folder.")
 ]
+Relax = Annotated[
+    bool | None,
+    typer.Option(
+        "--relax/--no-relax",
+        help="Relax and rank by energy.  [default: up to 100 structures, where CHGNet is there]",
+    ),
+]
+Calculator = Annotated[
+    str | None,
+    typer.Option(help="It relaxes: chgnet, mace, orb, mattersim, sevennet, module:factory."),
+]
+Hull = Annotated[
+    Path | None, typer.Option(help="Reference energies (`data energies`): rank by E hull.")
+]
 Wavelength = Annotated[
     str, typer.Option(help="Of powder patterns: Å, or a name like CuKa, MoKa1, CoKa.")
 ]
@@ -74,7 +88,12 @@ def run_and_show(
                 "n_samples": result.n_samples,
                 "set_aside": result.set_aside,
                 "structures": result.rows,
+                "relaxed": None if result.relaxed is None else result.relaxed.rows,
             }
         )
     elif not quiet:
         ui.show_result(result, command=f"crystalctl {name}")
+        if result.relaxed is not None:
+            from crystalctl.cli.relax_view import show_relaxation
+
+            show_relaxation(result.relaxed)

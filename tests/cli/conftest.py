@@ -16,6 +16,12 @@ class Outcome(NamedTuple):
     err: str
 
 
+@pytest.fixture(autouse=True)
+def without_relaxation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without the extra: relaxing each run would take the tests' time."""
+    monkeypatch.setattr("crystalctl.analysis.energy.default_calculator", lambda: None)
+
+
 @pytest.fixture
 def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path) -> FakeModel:
     """Fake weights instead of shipped ones, and an empty folder to work in."""

@@ -50,9 +50,11 @@ ALLOWED = {
 }
 """Part -> parts it may import. Those not named (api, cli, planning, ...) stand above all."""
 ABOVE = {
+    "after",
     "api",
     "cli",
     "comparisons",
+    "energies",
     "evaluating",
     "gathering",
     "overview",

@@ -1,0 +1,144 @@
+"""Energy above the convex hull, from reference energies in a file.
+
+Two kinds of file: what ``crystalctl data energies`` writes (JSON lines that name the calculator),
+and pymatgen entries (JSON). Energies of different origin do not compare: a file of another
+calculator than the candidates' is refused, one of unknown origin is named in every result.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from crystalctl.errors import InputError
+
+KIND = "crystalctl energies"
+_UNKNOWN = "energies of unknown origin"
+_HINT = "give a file of `crystalctl data energies`, or pymatgen entries as JSON"
+
+
+@dataclass(frozen=True)
+class Hull:
+    """The lowest energies known: ``lowest`` maps reduced formulas to (composition, eV/atom).
+
+    ``name``: of the file; ``calculator``: that its energies are from, None where it does not say.
+    """
+
+    name: str
+    calculator: str | None
+    lowest: Mapping[str, tuple[Any, float]]
+    _systems: dict[frozenset[str], list[tuple[Any, float]]] = field(default_factory=dict)
+    _diagrams: dict[frozenset[str], Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(name: str, calculator: str | None, energies: Iterable[tuple[str, float]]) -> Hull:
+        """From (formula, eV/atom) pairs."""
+        from pymatgen.core import Composition
+
+        lowest: dict[str, tuple[Any, float]] = {}
+        for formula, energy in energies:
+            composition = Composition(formula)
+            key = composition.reduced_formula
+            if key not in lowest or energy < lowest[key][1]:
+                lowest[key] = composition, energy
+        hull = Hull(name, calculator, lowest)
+        for composition, energy in lowest.values():
+            elements = frozenset(e.symbol for e in composition.elements)
+            hull._systems.setdefault(elements, []).append((composition, energy))
+        return hull
+
+    @staticmethod
+    def load(path: Path | str, *, calculator: str | None = None) -> Hull:
+        """Read a file. Raises ``InputError`` when it holds no energies, or those of another
+        ``calculator``."""
+        path = Path(path)
+        try:
+            raw = path.read_bytes()
+            text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        except (OSError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+            raise InputError(f"cannot read the hull {path} ({error})", _HINT) from error
+        try:
+            origin, energies = _lines(text) if KIND in text[:200] else _entries(json.loads(text))
+            hull = Hull.of(path.name, origin, energies)
+        except Exception as error:  # pymatgen raises anything for JSON that is something else
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} holds no energies ({what})", _HINT) from error
+        if not hull.lowest:
+            raise InputError(f"{path} holds no energies", _HINT)
+        if calculator and origin and origin.split()[0] != calculator.split()[0]:
+            raise InputError(
+                f"{path} has energies of {origin}, not of {calculator}",
+                f"add --calculator {origin.split()[0]}, or make one with `crystalctl data energies`"
+                f" --calculator {calculator.split()[0]}",
+            )
+        return hull
+
+    @property
+    def reference(self) -> str:
+        """Which energies the hull is made of, for people."""
+        return f"{self.name} ({self.calculator or _UNKNOWN})"
+
+    def above(self, formula: str, energy: float) -> tuple[float | None, str]:
+        """eV/atom above the hull of a ``formula`` with ``energy`` eV/atom; or None and why.
+
+        Below the hull it is negative. The hull is that of the reference alone.
+        """
+        from pymatgen.core import Composition
+
+        composition = Composition(formula)
+        elements = frozenset(e.symbol for e in composition.elements)
+        if missing := self.missing([formula]):
+            return None, f"no energy of elemental {', '.join(missing)} in {self.name}"
+        if elements not in self._diagrams:
+            self._diagrams[elements] = self._diagram(elements)
+        found = self._diagrams[elements].get_hull_energy_per_atom(composition)
+        return float(energy - found), ""
+
+    def missing(self, formulas: Sequence[str]) -> list[str]:
+        """Elements of ``formulas`` for which there is no reference."""
+        from pymatgen.core import Composition
+
+        wanted = {e.symbol for formula in formulas for e in Composition(formula).elements}
+        return sorted(e for e in wanted if frozenset([e]) not in self._systems)
+
+    def _diagram(self, elements: frozenset[str]) -> Any:
+        from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+
+        parts = (
+            frozenset(part)
+            for size in range(1, len(elements) + 1)
+            for part in combinations(sorted(elements), size)
+        )
+        return PhaseDiagram(
+            [
+                PDEntry(composition, energy * composition.num_atoms)
+                for part in parts
+                for composition, energy in self._systems.get(part, [])
+            ]
+        )
+
+
+def _lines(text: str) -> tuple[str, list[tuple[str, float]]]:
+    header, *lines = (json.loads(line) for line in text.splitlines() if line.strip())
+    energies = [(line["formula"], line["energy_ev"]) for line in lines if not line["reason"]]
+    return str(header["calculator"]), energies
+
+
+def _entries(data: Any) -> tuple[None, list[tuple[str, float]]]:
+    """Entries as ``ComputedEntry.as_dict`` writes them: the energy is that of the composition."""
+    from pymatgen.entries.computed_entries import ComputedEntry
+
+    rows = data["entries"] if isinstance(data, dict) else data
+    entries = [ComputedEntry.from_dict(_plain(row)) for row in rows]
+    return None, [(entry.composition.formula, entry.energy_per_atom) for entry in entries]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a ComputedStructureEntry that the hull needs."""
+    kept = ("composition", "energy", "correction", "energy_adjustments", "parameters")
+    return {key: row[key] for key in kept if row.get(key) is not None}

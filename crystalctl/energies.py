@@ -1,0 +1,145 @@
+"""``data energies``: reference energies of many structures with one calculator, kept in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crystalctl.analysis.energy import DEFAULT, load_potential
+from crystalctl.analysis.hull import KIND
+from crystalctl.analysis.relaxation import Settings, relax
+from crystalctl.errors import InputError
+from crystalctl.io.collect import KINDS, Row, dataset_rows, find_sources, read_source
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Energies:
+    """``file``; ``calculator`` with its version; how many were ``computed`` now, and ``failed``."""
+
+    file: Path
+    calculator: str
+    total: int
+    computed: int
+    failed: int
+
+
+def compute_energies(
+    source: str | Path,
+    *,
+    calculator: str = DEFAULT,
+    relaxed: bool = False,
+    max_steps: int = 200,
+    device: str = "cpu",
+    out: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Energies:
+    """eV/atom of every structure of ``source``, for ``--hull``.
+
+    ``source``: a prepared dataset or any structures. As they are, or ``relaxed`` first. The file
+    (default: NAME-CALCULATOR.jsonl beside it) is a cache: what it holds is not computed again, so a
+    stopped run continues. Raises ``InputError`` for an unknown calculator, a source without
+    structures, a file of other structures or another calculator.
+    """
+    path = Path(source)
+    rows = _rows(path)
+    able = [i for i, row in enumerate(rows) if row.entry is not None]
+    if not able:
+        raise InputError(f"none of the structures of {path} can be read", f"give {KINDS}")
+    potential = load_potential(calculator, device)
+    stem = path.name.split(".")[0]
+    label = calculator.replace(":", "-")
+    target = Path(out) if out is not None else path.parent / f"{stem}-{label}.jsonl"
+    header = {
+        "kind": KIND,
+        "calculator": potential.name,
+        "source": path.name,
+        "structures": len(rows),
+        "relaxed": relaxed,
+    }
+    done = _done(target, header)
+    todo = [i for i in able if i not in done]
+    # Alike sizes make the best batches; a step limit of one leaves a structure where it is.
+    todo.sort(key=lambda i: len(rows[i].entry.numbers))  # type: ignore[union-attr]
+    settings = Settings(max_steps=max_steps if relaxed else 1)
+    failed = sum(bool(reason) for reason in done.values())
+    with target.open("a") as notes:
+        if not notes.tell():
+            notes.write(json.dumps(header) + "\n")
+        found = relax(potential, _Structures(rows, todo), settings)
+        for count, (place, result) in enumerate(found, start=1):
+            row = rows[todo[place]]
+            line = {
+                "index": todo[place],
+                "id": row.id,
+                "formula": _Structures(rows, todo)[place].composition.formula,
+                "energy_ev": result.energy,
+                "reason": result.reason,
+            }
+            failed += bool(result.reason)
+            notes.write(json.dumps(line) + "\n")
+            notes.flush()
+            if on_progress is not None:
+                on_progress("energies", count, len(todo))
+        os.fsync(notes.fileno())
+    return Energies(target, potential.name, len(rows), len(todo), failed + len(rows) - len(able))
+
+
+class _Structures(Sequence[Any]):
+    """pymatgen structures made when asked for: a dataset may have many."""
+
+    def __init__(self, rows: Sequence[Row], chosen: Sequence[int]) -> None:
+        self._rows, self._chosen = rows, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, place: Any) -> Any:
+        from pymatgen.core import Lattice, Structure
+
+        entry = self._rows[self._chosen[place]].entry
+        assert entry is not None
+        return Structure(Lattice(entry.lattice), entry.numbers.tolist(), entry.frac)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(len(self)))
+
+
+def _rows(path: Path) -> list[Row]:
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise InputError(f"no file at {path}", f"give a prepared dataset, {KINDS}")
+        return dataset_rows(path)
+    return [row for source in find_sources([path]) for row in read_source(source)]
+
+
+def _done(target: Path, header: dict[str, Any]) -> dict[int, str]:
+    """Index -> reason of what the file holds; ends a line that a kill cut."""
+    if not target.is_file():
+        if not target.parent.is_dir():
+            raise InputError(f"no folder {target.parent}", "choose another --out")
+        return {}
+    kept, done = [], {}
+    for number, text in enumerate(target.read_text().splitlines()):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            if number == 0:
+                raise InputError(f"{target} is no file of energies", "choose another -o") from None
+            continue
+        if number == 0:
+            if line != header:
+                raise InputError(
+                    f"{target} has energies of other structures, settings or calculator",
+                    "choose another -o, or remove it",
+                )
+        else:
+            done[int(line["index"])] = str(line["reason"])
+        kept.append(text)
+    target.write_text("".join(text + "\n" for text in kept))
+    return done

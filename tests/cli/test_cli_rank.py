@@ -1,0 +1,203 @@
+"""``rank``, ``data energies``, ``--hull`` and relaxation after predict, with a cheap calculator."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from pymatgen.core import Lattice, Structure
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+MORSE = ("--calculator", "springs:morse")
+
+
+def cell(a: float, *species: str) -> Structure:
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]][: len(species)]
+    return Structure(Lattice.cubic(a), list(species), sites)
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    where = tmp_path / "cells"
+    where.mkdir()
+    cell(3.5, "Cs", "Cl").to(str(where / "a.cif"))
+    cell(4.2, "Cs", "Cl").to(str(where / "b.cif"))
+    cell(3.6, "Cs", "Br").to(str(where / "c.cif"))
+    cell(3.6, "Cs", "He").to(str(where / "d.cif"))
+    return where
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    """Elements and one salt, as structures."""
+    where = tmp_path / "reference"
+    where.mkdir()
+    for name in ("Cs", "Cl", "He"):
+        cell(3.2, name).to(str(where / f"{name}.cif"))
+    cell(3.7, "Cs", "Cl").to(str(where / "CsCl.cif"))
+    return where
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+def test_rank_without_relaxing_moves_nothing(cells: Path, run_cli) -> None:
+    done = run_cli("rank", cells, *MORSE, "--no-relax")
+    assert done.code == 0, done.err
+    out = cells.parent / "cells-ranked"
+    rows = table(out / "ranked.csv")
+    ranked = [row for row in rows if row["rank"]]
+    assert [row["formula"] for row in ranked] == ["CsCl", "CsBr"]
+    for row in ranked:
+        assert float(row["energy_ev"]) == float(row["energy_before_ev"])
+        assert float(row["rmsd_ang"]) == 0
+    first = Structure.from_file(out / ranked[0]["file"])
+    # The two lengths are one structure for the matcher; the lower energy stands for both.
+    assert ranked[0]["count"] == "2"
+    assert first.lattice.a == pytest.approx(3.5, abs=1e-3)
+    assert "moved" not in done.out
+    assert "no parameters for He" in done.out
+
+
+def test_rank_relaxes_unless_told_not_to(cells: Path, run_cli) -> None:
+    assert run_cli("rank", cells, *MORSE, "-q").code == 0
+    rows = table(cells.parent / "cells-relaxed" / "relaxed.csv")
+    assert float(rows[0]["energy_ev"]) < float(rows[0]["energy_before_ev"])
+
+
+def test_energies_are_a_cache_and_a_hull(cells: Path, reference: Path, run_cli) -> None:
+    file = reference.parent / "e.jsonl"
+    done = run_cli("data", "energies", reference, *MORSE, "-o", file)
+    assert done.code == 0, done.err
+    assert "4 structures, 4 computed now, 1 without energy" in done.out
+    whole = file.read_text()
+    assert (
+        "4 structures, 0 computed now"
+        in run_cli("data", "energies", reference, *MORSE, "-o", file).out
+    )
+    assert file.read_text() == whole
+    # Killed in the middle of the last line: only that one is computed again.
+    file.write_text(whole[:-20])
+    assert "1 computed now" in run_cli("data", "energies", reference, *MORSE, "-o", file).out
+    assert sorted(file.read_text().splitlines()) == sorted(whole.splitlines())
+
+    done = run_cli("rank", cells, *MORSE, "--no-relax", "--hull", file)
+    assert done.code == 0, done.err
+    rows = table(cells.parent / "cells-ranked" / "ranked.csv")
+    ranked = {row["formula"]: row for row in rows if row["rank"]}
+    salt = next(json.loads(line) for line in whole.splitlines()[1:] if '"Cs1 Cl1"' in line)
+    # The hull at CsCl is the salt itself, or the elements where they are lower.
+    elements = [json.loads(x)["energy_ev"] for x in whole.splitlines()[1:] if '1"' in x]
+    ends = [
+        e
+        for e, x in zip(elements, whole.splitlines()[1:], strict=True)
+        if '"Cs1"' in x or '"Cl1"' in x
+    ]
+    level = min(salt["energy_ev"], sum(ends) / 2)
+    above = float(ranked["CsCl"]["energy_ev"]) - level
+    assert float(ranked["CsCl"]["e_hull_ev"]) == pytest.approx(above, abs=1e-9)
+    assert ranked["CsBr"]["e_hull_ev"] == ""
+    assert "Br" in ranked["CsBr"]["e_hull_reason"]
+    assert "E hull" in done.out
+    assert "no energy of elemental Br" in done.out
+
+
+def test_stability_of_a_ranked_run_is_evaluated(cells: Path, reference: Path, run_cli) -> None:
+    file = reference.parent / "e.jsonl"
+    assert run_cli("data", "energies", reference, *MORSE, "-o", file).code == 0
+    assert run_cli("relax", cells, *MORSE, "--hull", file, "-q").code == 0
+    done = run_cli(
+        "evaluate",
+        cells.parent / "cells-relaxed" / "structures.extxyz",
+        "--no-fingerprints",
+        "--json",
+        "--train",
+        reference,
+    )
+    assert done.code == 0, done.err
+    (run,) = json.loads(done.out)["runs"].values()
+    assert run["stability"] is not None
+    assert 0 <= run["stability"]["stable"] <= run["stability"]["metastable"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--hull", "none.jsonl"], "cannot read the hull"),
+        (["--hull", "cells/a.cif"], "holds no energies"),
+        (["--calculator", "abacus"], "chgnet, mace"),
+    ],
+)
+def test_rank_refuses_with_the_next_step(
+    cells: Path, args: list[str], says: str, run_cli, monkeypatch
+) -> None:
+    monkeypatch.chdir(cells.parent)
+    done = run_cli("rank", "cells", *MORSE, *args)
+    assert done.code == 2
+    assert says in " ".join(done.err.split())
+
+
+def test_rank_refuses_a_hull_without_the_elements(cells: Path, tmp_path, run_cli) -> None:
+    (tmp_path / "other").mkdir()
+    cell(3.2, "Na").to(str(tmp_path / "other" / "Na.cif"))
+    file = tmp_path / "other.jsonl"
+    assert run_cli("data", "energies", tmp_path / "other", *MORSE, "-o", file).code == 0
+    done = run_cli("rank", cells, *MORSE, "--hull", file)
+    assert done.code == 2
+    assert "no energy of elemental Br, Cl, Cs, He" in " ".join(done.err.split())
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run_cli("rank", empty, *MORSE).code == 2
+
+
+@pytest.mark.usefixtures("fake_model")
+class TestAfterPredict:
+    def test_relaxed_candidates_are_beside_the_untouched_run(self, run_cli) -> None:
+        done = run_cli("predict", "--formula", "CsCl", "--n", 6, *MORSE, "--out", "run")
+        assert done.code == 0, done.err
+        summary = Path("run/summary.csv").read_text()
+        rows = table(Path("run/relaxed/relaxed.csv"))
+        assert len(rows) == len(table(Path("run/summary.csv")))
+        assert "eV/atom" in done.out
+        energies = [float(row["energy_ev"]) for row in rows if row["rank"]]
+        assert energies == sorted(energies)
+        assert energies
+        # Continued, nothing is relaxed again, and the run is what it was.
+        before = Path("run/relaxed/done.jsonl").read_text().split()
+        again = run_cli(
+            "predict", "--formula", "CsCl", "--n", 6, *MORSE, "--out", "run", "--resume"
+        )
+        assert again.code == 0, again.err
+        assert Path("run/relaxed/done.jsonl").read_text().split() == before
+        assert Path("run/summary.csv").read_text() == summary
+
+    def test_json_holds_both(self, run_cli) -> None:
+        done = run_cli("generate", "--n", 3, *MORSE, "--json")
+        assert done.code == 0, done.err
+        facts = json.loads(done.out)
+        assert len(facts["relaxed"]) == len(facts["structures"])
+
+    def test_not_relaxed_by_default_without_the_extra_and_it_says_how(self, run_cli) -> None:
+        done = run_cli("predict", "--formula", "CsCl", "--n", 3, "--out", "run")
+        assert done.code == 0
+        assert "crystalctl[relax]" in done.err
+        assert not Path("run/relaxed").exists()
+        silent = run_cli("predict", "--formula", "CsCl", "--n", 3, "--out", "b", "--no-relax")
+        assert "crystalctl[relax]" not in silent.err
+
+    def test_many_are_not_relaxed_unasked(self, run_cli, monkeypatch) -> None:
+        monkeypatch.setattr("crystalctl.analysis.energy.default_calculator", lambda: "chgnet")
+        monkeypatch.setattr("crystalctl.after.MOST", 1)
+        done = run_cli("generate", "--n", 4, "--out", "run")
+        assert done.code == 0, done.err
+        assert "unless you add --relax" in done.err
+        assert not Path("run/relaxed").exists()
+
+    def test_a_calculator_that_is_not_there_is_refused_before_sampling(self, run_cli) -> None:
+        done = run_cli("predict", "--formula", "CsCl", "--calculator", "mace", "--out", "run")
+        assert done.code == 2
+        assert "pip install mace-torch" in done.err
+        assert not Path("run").exists()
