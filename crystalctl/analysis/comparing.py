@@ -17,20 +17,23 @@ Minkowski-reduced basis. Nothing else is excluded: volumes say nothing, as both 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalctl.analysis.matching import BENCHMARK, DUPLICATES, _matcher
 from crystalctl.analysis.reduction import Cell, Reduced, reduce_cell
-from crystalctl.analysis.strict import best_rms
+from crystalctl.analysis.strict import Pair, best_rms
 from crystalctl.analysis.strict import fits as same
 
 Numbered = tuple[int, Reduced]
 """Row and structure."""
+_TOGETHER = 32
+"""Structures that one is compared with at once."""
+T = TypeVar("T")
 _ROUNDING = 1e-6
 """Slack of the bound for rounding in the reductions."""
 
@@ -76,7 +79,7 @@ def rms(
     """What ``StructureMatcher.get_rms_dist`` gives for the two, None = no match."""
     if one is None or other is None or not may_match(one, other, tolerances["ltol"]):
         return None
-    return _rms(one, other, tolerances)
+    return _all(best_rms, [(one, other)], tolerances, None)[0]
 
 
 def fits(
@@ -85,21 +88,22 @@ def fits(
     """What ``StructureMatcher.fit`` gives for the two."""
     if one is None or other is None or not may_match(one, other, tolerances["ltol"]):
         return False
-    return _fits(one, other, tolerances)
+    return _all(same, [(one, other)], tolerances, False)[0]
 
 
-def _rms(one: Reduced, other: Reduced, tolerances: dict[str, float]) -> float | None:
+def _all(
+    search: Callable[[Any, Sequence[Pair]], list[T]],
+    pairs: Sequence[Pair],
+    tolerances: dict[str, float],
+    otherwise: T,
+) -> list[T]:
+    """Answers of a search; as in the published evaluation, an error is no match."""
     try:
-        return best_rms(_matcher(**tolerances), one, other)
-    except Exception:  # as in the published evaluation, an error is no match
-        return None
-
-
-def _fits(one: Reduced, other: Reduced, tolerances: dict[str, float]) -> bool:
-    try:
-        return same(_matcher(**tolerances), one, other)
+        return search(_matcher(**tolerances), pairs)
     except Exception:
-        return False
+        if len(pairs) == 1:
+            return [otherwise]
+        return [_all(search, [pair], tolerances, otherwise)[0] for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -137,14 +141,14 @@ def compare(task: Task) -> dict[tuple[int, int], float] | dict[int, int]:
 
 
 def _distances(task: Task) -> dict[tuple[int, int], float]:
-    found = {}
-    for i, j in np.argwhere(_possible(task.structures, task.others, BENCHMARK["ltol"])).tolist():
-        (row, one), (owner, other) = task.structures[i], task.others[j]
-        if task.pairs is None or (row, owner) in task.pairs:
-            distance = _rms(one, other, BENCHMARK)
-            if distance is not None:
-                found[row, owner] = distance
-    return found
+    may = np.argwhere(_possible(task.structures, task.others, BENCHMARK["ltol"])).tolist()
+    rows = [(task.structures[i][0], task.others[j][0]) for i, j in may]
+    pairs = [(task.structures[i][1], task.others[j][1]) for i, j in may]
+    if task.pairs is not None:
+        chosen = [k for k, one in enumerate(rows) if one in task.pairs]
+        rows, pairs = [rows[k] for k in chosen], [pairs[k] for k in chosen]
+    answers = zip(rows, _all(best_rms, pairs, BENCHMARK, None), strict=True)
+    return {row: distance for row, distance in answers if distance is not None}
 
 
 def _first_equal(task: Task) -> dict[int, int]:
@@ -154,10 +158,10 @@ def _first_equal(task: Task) -> dict[int, int]:
     may = _possible(*ways, ltol)
     found = {}
     for (row, one), near in zip(task.structures, may.T if met else may, strict=True):
-        for twin, other in (task.others[int(j)] for j in np.flatnonzero(near)):
-            if _fits(other, one, DUPLICATES) if met else _fits(one, other, DUPLICATES):
-                found[row] = twin
-                break
+        others = [task.others[int(j)] for j in np.flatnonzero(near)]
+        twin = _first(one, others, met)
+        if twin is not None:
+            found[row] = twin
     return found
 
 
@@ -166,11 +170,22 @@ def _distinct(task: Task) -> dict[int, int]:
     first: dict[int, int] = {}
     leaders: list[int] = []
     for i, (row, one) in enumerate(task.structures):
-        near = (task.structures[lead] for lead in leaders if may[lead, i])
-        first[row] = next((lead for lead, met in near if _fits(met, one, DUPLICATES)), row)
-        if first[row] == row:
+        twin = _first(one, [task.structures[lead] for lead in leaders if may[lead, i]], True)
+        first[row] = row if twin is None else twin
+        if twin is None:
             leaders.append(i)
     return first
+
+
+def _first(one: Reduced, others: Sequence[Numbered], met: bool) -> int | None:
+    """Row of the first of ``others`` that ``one`` fits; with ``met``, that fits ``one``."""
+    for start in range(0, len(others), _TOGETHER):
+        some = others[start : start + _TOGETHER]
+        pairs = [(other, one) if met else (one, other) for _, other in some]
+        equal = np.flatnonzero(_all(same, pairs, DUPLICATES, False))
+        if len(equal):
+            return some[int(equal[0])][0]
+    return None
 
 
 def _possible(
