@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crystalctl.analysis.comparing import MAX_TABLE, Compared, Task, compare
+from crystalctl.analysis.comparing import Compared
 from crystalctl.analysis.described import Described, Wanted
 from crystalctl.analysis.fingerprints import default_cache
+from crystalctl.comparisons import MAX_PAIRS, match_all, sort_out
 from crystalctl.errors import InputError
 from crystalctl.evaluation import summary
 from crystalctl.evaluation.benchmarks import Benchmark, benchmark
@@ -159,18 +160,11 @@ def _judge(
     task = _decide(task, pairing, ours.name)
     predicts = task == "predict" and pairing is not None
     facts = ours.facts
-    tasks = _tasks(ours, theirs if predicts else None, None if predicts else known, pairing)
-    parts = list(workers.map(compare, tasks, f"comparing {ours.name}"))
-    compared = Compared({}, {}, {})
-    for part in parts:
-        compared.distances.update(part.distances)
-        compared.first.update(part.first)
-        compared.known.update(part.known)
     found: dict[str, Any] = {"task": task, "validity": summary.validity(facts)}
     if predicts:
         assert pairing is not None
         assert theirs is not None
-        complete = all(one.table for one in tasks)
+        compared, complete = match_all(ours, theirs, pairing, workers)
         found["prediction"] = summary.prediction(
             pairing,
             compared.distances,
@@ -180,6 +174,7 @@ def _judge(
             complete=complete,
         )
     else:
+        compared = sort_out(ours, known, workers)
         found["generation"] = summary.generation(
             compared,
             ours=facts,
@@ -193,31 +188,6 @@ def _judge(
     rows = _rows(ours, pairing if predicts else None, compared, theirs, known)
     found["failures"] = summary.reasons([row["reason"] for row in rows])
     return found, rows
-
-
-def _tasks(ours: Set, theirs: Set | None, known: Set | None, pairing: Pairing | None) -> list[Task]:
-    """The comparisons of a run, one task for each reduced formula, the largest first."""
-    mine = ours.cells()
-    other = {} if theirs is None else theirs.cells()
-    old = {} if known is None else known.cells()
-    there = {i for cells in mine.values() for i, _ in cells}
-    wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    if theirs is not None and pairing is not None:
-        usable = {j for cells in other.values() for j, _ in cells}
-        for j, rows in enumerate(pairing.drawn):
-            formula = theirs.described[j].reduced
-            for i in rows if j in usable else ():
-                if i in there and ours.described[i].reduced == formula:
-                    wanted[formula].append((i, j))
-    tasks = []
-    for formula, cells in mine.items():
-        references = other.get(formula, [])
-        distinct = frozenset(i for i, _ in cells if theirs is None and ours.described[i].valid)
-        table = len(cells) * len(references) <= MAX_TABLE
-        tasks.append(
-            Task(cells, references, old.get(formula, []), wanted[formula], table, distinct)
-        )
-    return sorted(tasks, key=lambda t: -len(t.structures) * (1 + len(t.references)))
 
 
 def _rows(
@@ -319,7 +289,7 @@ def _notes(
     if not wanted.sites:
         notes.append("without fingerprints: no coverage, and validity does not ask for them")
     if any("prediction" in found and found["prediction"]["metre"] is None for found, _ in judged):
-        notes.append(f"no METRe: more than {MAX_TABLE} pairs of one formula")
+        notes.append(f"no METRe: more than {MAX_PAIRS:,} pairs of structures of one formula")
     return notes
 
 

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crystalctl.analysis.comparing import Cell
 from crystalctl.analysis.described import Described, Wanted, describe_all
+from crystalctl.analysis.reduction import Cell
 from crystalctl.errors import InputError
 from crystalctl.evaluation import summary
 from crystalctl.evaluation.pairing import Side
@@ -62,10 +62,20 @@ class Workers:
         self._stack, self.report = stack, on_progress
         self._pool: Any = None
 
-    def map(self, work: Callable[[T], R], items: Sequence[T], stage: str) -> Iterator[R]:
-        """``work`` of each item in order; reports progress as ``stage``."""
+    def map(
+        self,
+        work: Callable[[T], R],
+        items: Sequence[T],
+        stage: str,
+        *,
+        least: int = _SERIAL_BELOW,
+    ) -> Iterator[R]:
+        """``work`` of each item in order, in processes from ``least`` items on.
+
+        Reports progress as ``stage``, or none without a name for it.
+        """
         results: Any = map(work, items)
-        if self.jobs > 1 and len(items) >= _SERIAL_BELOW:
+        if self.jobs > 1 and len(items) >= least:
             if self._pool is None:
                 from crystalctl.symmetry.workers import worker_pool
 
@@ -73,7 +83,7 @@ class Workers:
             size = max(1, min(8, len(items) // (4 * self.jobs)))
             results = self._pool.map(work, items, chunksize=size)
         for done, result in enumerate(results, start=1):
-            if self.report is not None:
+            if self.report is not None and stage:
                 self.report(stage, done, len(items))
             yield result
 

@@ -1,11 +1,11 @@
 """Many comparisons of structures, as fast as they can be with the matcher's own answers.
 
-Composition first, then a bound on the lattices, then pymatgen's StructureMatcher on cells that were
-reduced once. Structures travel to worker processes as plain arrays.
+Structures are reduced once. Those whose primitive cells do not hold the same atoms are refused by
+pymatgen's StructureMatcher, and so never compared; then a bound on the lattices, then its search
+(``strict``). Structures travel to worker processes as plain arrays.
 
-The bound. The matcher refuses two structures whose primitive cells do not hold the same number of
-atoms of each element. It then scales both primitive cells, ``L1`` of the first structure and ``L2``
-of the second, to one volume and looks for three independent vectors of ``L1`` of which the i-th is
+The bound. The matcher scales both primitive cells, ``L1`` of the first structure and ``L2`` of the
+second, to one volume and looks for three independent vectors of ``L1`` of which the i-th is
 shorter than (1 + ltol) times the i-th basis vector of ``L2``; without them there is no match.
 Sort the lengths of the basis of ``L2``: d1 <= d2 <= d3. By definition the successive minima m1, m2,
 m3 of ``L1`` are the smallest numbers such that i independent vectors of ``L1`` are no longer than
@@ -17,157 +17,178 @@ Minkowski-reduced basis. Nothing else is excluded: volumes say nothing, as both 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import gcd
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalctl.analysis.matching import BENCHMARK, DUPLICATES, _matcher
-from crystalctl.analysis.strict import best_rms
+from crystalctl.analysis.reduction import Cell, Reduced, reduce_cell
+from crystalctl.analysis.strict import Pair, best_rms
 from crystalctl.analysis.strict import fits as same
 
-Array = NDArray[np.float64]
-Cell = tuple[Array, Array, Sequence[int]]
-"""Lattice (3, 3) Å rows, fractional coordinates (n, 3), n atomic numbers."""
-
+Numbered = tuple[int, Reduced]
+"""Row and structure."""
+_TOGETHER = 32
+"""Structures that one is compared with at once."""
+T = TypeVar("T")
 _ROUNDING = 1e-6
 """Slack of the bound for rounding in the reductions."""
-MAX_TABLE = 20_000
-"""All predictions of a formula are compared with all its references up to this many pairs."""
 
 
-class Prepared:
-    """A structure reduced once as the matcher would; ``cell`` None = cannot be compared."""
-
-    def __init__(self, cell: Cell | None) -> None:
-        self._cell = cell
-
-    @cached_property
-    def reduced(self) -> Any:
-        """The primitive Niggli cell as a pymatgen Structure, or None where there is none."""
-        if self._cell is None:
-            return None
-        from pymatgen.core import Lattice, Structure
-
-        lattice, frac, numbers = self._cell
-        try:
-            structure = Structure(Lattice(lattice), list(numbers), frac)
-            # With one formula unit no smaller cell exists, and looking for one takes half the time.
-            several = gcd(*Counter(numbers).values()) > 1
-            return _matcher(**BENCHMARK)._get_reduced_structure(structure, several, True)
-        except Exception:  # the reduction raises various errors for cells it cannot reduce
-            return None
-
-    @cached_property
-    def content(self) -> tuple[tuple[int, int], ...]:
-        """(Z, atoms) of the primitive cell."""
-        numbers = [site.specie.Z for site in self.reduced]
-        return tuple((z, numbers.count(z)) for z in sorted(set(numbers)))
-
-    @cached_property
-    def lengths(self) -> Array:
-        """Sorted lengths of the reduced basis over the cube root of the volume, (3,)."""
-        return np.asarray(np.sort(self.reduced.lattice.abc) / np.cbrt(self.reduced.volume))
-
-    @cached_property
-    def minima(self) -> Array:
-        """Successive minima of the lattice over the cube root of the volume, (3,)."""
-        from ase.geometry import minkowski_reduce
-
-        basis, _ = minkowski_reduce(self.reduced.lattice.matrix)
-        lengths = np.sort(np.linalg.norm(basis, axis=1))
-        return np.asarray(lengths / np.cbrt(self.reduced.volume))
+def prepare(cell: Cell | None) -> Reduced | None:
+    """The cell the matcher compares; None for a structure that it cannot reduce."""
+    if cell is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return reduce_cell(cell)
+    except Exception:  # the reduction raises various errors for cells it cannot reduce
+        return None
 
 
-def may_match(one: Prepared, other: Prepared, ltol: float) -> bool:
-    """False only where the matcher cannot match ``one`` with ``other`` (proof above)."""
-    if one.reduced is None or other.reduced is None or one.content != other.content:
+def prepare_all(cells: Sequence[Cell]) -> list[Reduced | None]:
+    """``prepare`` of each. Runs in worker processes."""
+    return [prepare(cell) for cell in cells]
+
+
+def possible(ours: Sequence[Reduced], theirs: Sequence[Reduced], ltol: float) -> NDArray[np.bool_]:
+    """(n, m): False only where the matcher cannot match ours with theirs (proof above).
+
+    All of them hold the same atoms.
+    """
+    lengths = np.array([one.lengths for one in theirs]).reshape(-1, 3)
+    minima = np.array([one.minima for one in ours]).reshape(-1, 3)
+    longest = (1 + ltol) * lengths * (1 + _ROUNDING)
+    return np.asarray((minima[:, None] <= longest).all(axis=2))
+
+
+def may_match(one: Reduced | None, other: Reduced | None, ltol: float) -> bool:
+    """False only where the matcher cannot match ``one`` with ``other``."""
+    if one is None or other is None or one.content != other.content:
         return False
-    return bool((one.minima <= (1 + ltol) * other.lengths * (1 + _ROUNDING)).all())
+    return bool(possible([one], [other], ltol)[0, 0])
 
 
-def rms(one: Prepared, other: Prepared, tolerances: dict[str, float] = BENCHMARK) -> float | None:
+def rms(
+    one: Reduced | None, other: Reduced | None, tolerances: dict[str, float] = BENCHMARK
+) -> float | None:
     """What ``StructureMatcher.get_rms_dist`` gives for the two, None = no match."""
-    if not may_match(one, other, tolerances["ltol"]):
+    if one is None or other is None or not may_match(one, other, tolerances["ltol"]):
         return None
-    try:
-        return best_rms(_matcher(**tolerances), one.reduced, other.reduced)
-    except Exception:  # as in the published evaluation, an error is no match
-        return None
+    return _all(best_rms, [(one, other)], tolerances, None)[0]
 
 
-def fits(one: Prepared, other: Prepared, tolerances: dict[str, float] = DUPLICATES) -> bool:
+def fits(
+    one: Reduced | None, other: Reduced | None, tolerances: dict[str, float] = DUPLICATES
+) -> bool:
     """What ``StructureMatcher.fit`` gives for the two."""
-    if not may_match(one, other, tolerances["ltol"]):
+    if one is None or other is None or not may_match(one, other, tolerances["ltol"]):
         return False
+    return _all(same, [(one, other)], tolerances, False)[0]
+
+
+def _all(
+    search: Callable[[Any, Sequence[Pair]], list[T]],
+    pairs: Sequence[Pair],
+    tolerances: dict[str, float],
+    otherwise: T,
+) -> list[T]:
+    """Answers of a search; as in the published evaluation, an error is no match."""
     try:
-        return same(_matcher(**tolerances), one.reduced, other.reduced)
+        return search(_matcher(**tolerances), pairs)
     except Exception:
-        return False
+        if len(pairs) == 1:
+            return [otherwise]
+        return [_all(search, [pair], tolerances, otherwise)[0] for pair in pairs]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to compare within one reduced formula.
+    """What to compare within structures that hold the same atoms.
 
-    ``structures``, ``references``, ``known``: (row, cell) of the predictions, of the structures
-    they should match, and of those that make them not new. ``pairs``: (row, reference row) wanted
-    at least; ``table``: compare every structure with every reference. ``distinct``: rows to sort
-    into groups of equal structures and to compare with ``known``.
+    ``what``: "distances" between ``structures`` and ``others`` (only of ``pairs``, where given);
+    "known": for each of ``structures`` the first of ``others`` that it fits, "met": the first that
+    fits it, which is not always the same; "distinct": the first of ``structures`` that fits it and
+    is distinct from those before, itself if there is none.
     """
 
-    structures: Sequence[tuple[int, Cell]]
-    references: Sequence[tuple[int, Cell]] = ()
-    known: Sequence[tuple[int, Cell]] = ()
-    pairs: Sequence[tuple[int, int]] = ()
-    table: bool = False
-    distinct: frozenset[int] = frozenset()
+    what: Literal["distances", "known", "met", "distinct"]
+    structures: Sequence[Numbered]
+    others: Sequence[Numbered] = ()
+    pairs: frozenset[tuple[int, int]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Compared:
-    """Answer to a task: distances by (row, reference row), first equal row, rows not new."""
+    """Distances by (row, reference row), first equal row, rows not new; those that match only."""
 
     distances: dict[tuple[int, int], float]
     first: dict[int, int]
     known: dict[int, int]
 
 
-def compare(task: Task) -> Compared:
-    """All comparisons of one task, each structure reduced once. Runs in worker processes."""
-    warnings.filterwarnings("ignore")
-    ready: dict[bytes, Prepared] = {}
-    ours = {row: _prepared(cell, ready) for row, cell in task.structures}
-    theirs = {row: _prepared(cell, ready) for row, cell in task.references}
-    wanted = [(i, j) for i in ours for j in theirs] if task.table else list(task.pairs)
-    distances = {}
-    for i, j in wanted:
-        distance = rms(ours[i], theirs[j])
-        if distance is not None:
-            distances[i, j] = distance
+def compare(task: Task) -> dict[tuple[int, int], float] | dict[int, int]:
+    """Answers to one task. Runs in worker processes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if task.what == "distances":
+            return _distances(task)
+        return _distinct(task) if task.what == "distinct" else _first_equal(task)
+
+
+def _distances(task: Task) -> dict[tuple[int, int], float]:
+    may = np.argwhere(_possible(task.structures, task.others, BENCHMARK["ltol"])).tolist()
+    rows = [(task.structures[i][0], task.others[j][0]) for i, j in may]
+    pairs = [(task.structures[i][1], task.others[j][1]) for i, j in may]
+    if task.pairs is not None:
+        chosen = [k for k, one in enumerate(rows) if one in task.pairs]
+        rows, pairs = [rows[k] for k in chosen], [pairs[k] for k in chosen]
+    answers = zip(rows, _all(best_rms, pairs, BENCHMARK, None), strict=True)
+    return {row: distance for row, distance in answers if distance is not None}
+
+
+def _first_equal(task: Task) -> dict[int, int]:
+    """Rows of ``structures`` that equal one of ``others``, and the row of the first."""
+    met, ltol = task.what == "met", DUPLICATES["ltol"]
+    ways = (task.others, task.structures) if met else (task.structures, task.others)
+    may = _possible(*ways, ltol)
+    found = {}
+    for (row, one), near in zip(task.structures, may.T if met else may, strict=True):
+        others = [task.others[int(j)] for j in np.flatnonzero(near)]
+        twin = _first(one, others, met)
+        if twin is not None:
+            found[row] = twin
+    return found
+
+
+def _distinct(task: Task) -> dict[int, int]:
+    may = _possible(task.structures, task.structures, DUPLICATES["ltol"])
     first: dict[int, int] = {}
     leaders: list[int] = []
-    for row in sorted(task.distinct):
-        found = next((lead for lead in leaders if fits(ours[lead], ours[row])), None)
-        if found is None:
-            leaders.append(row)
-        first[row] = row if found is None else found
-    not_new: dict[int, int] = {}
-    old = [(row, _prepared(cell, ready)) for row, cell in task.known]
-    for row in sorted(task.distinct):
-        twin = next((j for j, one in old if fits(ours[row], one)), None)
-        if twin is not None:
-            not_new[row] = twin
-    return Compared(distances, first, not_new)
+    for i, (row, one) in enumerate(task.structures):
+        twin = _first(one, [task.structures[lead] for lead in leaders if may[lead, i]], True)
+        first[row] = row if twin is None else twin
+        if twin is None:
+            leaders.append(i)
+    return first
 
 
-def _prepared(cell: Cell, ready: dict[bytes, Prepared]) -> Prepared:
-    """The structure reduced once, also where several rows hold exactly the same numbers."""
-    lattice, frac, numbers = cell
-    key = np.asarray(lattice).tobytes() + np.asarray(frac).tobytes() + bytes(numbers)
-    return ready.setdefault(key, Prepared(cell))
+def _first(one: Reduced, others: Sequence[Numbered], met: bool) -> int | None:
+    """Row of the first of ``others`` that ``one`` fits; with ``met``, that fits ``one``."""
+    for start in range(0, len(others), _TOGETHER):
+        some = others[start : start + _TOGETHER]
+        pairs = [(other, one) if met else (one, other) for _, other in some]
+        equal = np.flatnonzero(_all(same, pairs, DUPLICATES, False))
+        if len(equal):
+            return some[int(equal[0])][0]
+    return None
+
+
+def _possible(
+    structures: Sequence[Numbered], others: Sequence[Numbered], ltol: float
+) -> NDArray[np.bool_]:
+    return possible([one for _, one in structures], [one for _, one in others], ltol)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from crystalctl.analysis.charges import smact_valid
-from crystalctl.analysis.comparing import Cell
 from crystalctl.analysis.fingerprints import (
     Array,
     cached_site_fingerprint,
     composition_fingerprint,
     structure_key,
 )
+from crystalctl.analysis.reduction import Cell
 from crystalctl.analysis.validity import (
     MAX_LENGTH_ANG,
     MAX_VOLUME_PER_ATOM,

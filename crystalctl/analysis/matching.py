@@ -44,27 +44,24 @@ def group_duplicates(
     """Groups of indices of equal structures; the first index of a group was met first.
 
     A structure joins the first group whose first member it matches (default tolerances
-    ``DUPLICATES``). Only structures of one reduced formula and with the same number of atoms in
-    the primitive cell are compared: the matcher refuses the others anyway.
+    ``DUPLICATES``). Only structures with the same atoms in the primitive cell are compared: the
+    matcher refuses the others anyway. One that cannot be reduced is a group of its own.
     """
-    matcher = _matcher(**(tolerances or DUPLICATES))
-    groups: dict[tuple[str, int], list[tuple[Any, list[int]]]] = {}
+    from crystalctl.analysis.comparing import fits, prepare
+
+    chosen = tolerances or DUPLICATES
+    groups: dict[tuple[tuple[int, int], ...] | int, list[tuple[Any, list[int]]]] = {}
     for index, structure in enumerate(structures):
-        primitive = primitive_niggli(structure)
-        key = (structure.composition.reduced_formula, len(primitive))
-        same = groups.setdefault(key, [])
+        numbers = [site.specie.Z for site in structure]
+        one = prepare((structure.lattice.matrix, structure.frac_coords, numbers))
+        # What cannot be reduced equals nothing.
+        same = groups.setdefault(-1 - index if one is None else one.content, [])
         for first, members in same:
-            if matcher.fit(first, primitive, skip_structure_reduction=True):
+            if fits(first, one, chosen):
                 members.append(index)
                 break
         else:
-            same.append((primitive, [index]))
+            same.append((one, [index]))
         if on_step is not None:
             on_step(index + 1, len(structures))
-    found = [members for same in groups.values() for _, members in same]
-    return sorted(found)
-
-
-def primitive_niggli(structure: Any) -> Any:
-    """The Niggli-reduced primitive cell, as the matcher itself prepares it."""
-    return structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+    return sorted(members for same in groups.values() for _, members in same)

@@ -53,6 +53,7 @@ ABOVE = {
     "after",
     "api",
     "cli",
+    "comparisons",
     "energies",
     "evaluating",
     "gathering",

@@ -11,11 +11,12 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from crystalctl.analysis import comparing
-from crystalctl.analysis.comparing import Prepared, Task, compare, fits, may_match, rms
+from crystalctl.analysis.comparing import Task, compare, fits, may_match, prepare, rms
 from crystalctl.analysis.matching import BENCHMARK, DUPLICATES
+from crystalctl.analysis.reduction import Cell
 
 
-def cell(structure: Structure) -> comparing.Cell:
+def cell(structure: Structure) -> Cell:
     return structure.lattice.matrix, structure.frac_coords, [s.specie.Z for s in structure]
 
 
@@ -52,7 +53,7 @@ def test_same_answers_as_the_matcher(pair, tolerances) -> None:
     one, other = pair
     matcher = StructureMatcher(**tolerances)
     expected = matcher.get_rms_dist(one, other)
-    mine, theirs = Prepared(cell(one)), Prepared(cell(other))
+    mine, theirs = prepare(cell(one)), prepare(cell(other))
     found = rms(mine, theirs, tolerances)
     assert (found is None) == (expected is None)
     if expected is not None:
@@ -70,13 +71,13 @@ def test_the_bound_keeps_every_lattice_the_matcher_finds(seed, ltol) -> None:
     assume(one.volume > 5)
     matrix = one.lattice.matrix @ (np.eye(3) + rng.normal(size=(3, 3)) * 0.1)
     other = Structure(Lattice(matrix), ["Na"], [[0, 0, 0]])
-    mine, theirs = Prepared(cell(one)), Prepared(cell(other))
-    scale = (theirs.reduced.volume / mine.reduced.volume) ** (1 / 3)
-    lattice = Lattice(mine.reduced.lattice.matrix * scale)
+    mine, theirs = prepare(cell(one)), prepare(cell(other))
+    scale = (theirs.volume / mine.volume) ** (1 / 3)
+    lattice = Lattice(mine.matrix * scale)
     mapped = any(
         abs(abs(np.linalg.det(steps)) - 1) < 0.5
         for _, _, steps in lattice.find_all_mappings(
-            theirs.reduced.lattice, ltol=ltol, atol=10, skip_rotation_matrix=True
+            Lattice(theirs.matrix), ltol=ltol, atol=10, skip_rotation_matrix=True
         )
     )
     if mapped:
@@ -85,43 +86,39 @@ def test_the_bound_keeps_every_lattice_the_matcher_finds(seed, ltol) -> None:
 
 def test_the_bound_excludes_something() -> None:
     flat = Structure(Lattice.tetragonal(3, 30), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    pair = Prepared(cell(flat)), Prepared(cell(caesium_chloride("Na", "Cl", 3.4)))
+    pair = prepare(cell(flat)), prepare(cell(caesium_chloride("Na", "Cl", 3.4)))
     assert not may_match(*pair, 0.3)
     assert not may_match(*reversed(pair), 0.3)
 
 
 def test_another_composition_is_not_compared(monkeypatch) -> None:
     monkeypatch.setattr(comparing, "best_rms", lambda *_: pytest.fail("compared"))
-    assert rms(Prepared(cell(rock_salt())), Prepared(cell(zinc_blende()))) is None
+    assert rms(prepare(cell(rock_salt())), prepare(cell(zinc_blende()))) is None
 
 
 @pytest.mark.parametrize(
     "broken", [None, (np.zeros((3, 3)), np.zeros((1, 3)), [11]), (np.full((3, 3), np.nan),) * 3]
 )
 def test_what_cannot_be_reduced_matches_nothing(broken) -> None:
-    assert rms(Prepared(broken), Prepared(cell(rock_salt()))) is None
-    assert not fits(Prepared(cell(rock_salt())), Prepared(broken))
+    assert rms(prepare(broken), prepare(cell(rock_salt()))) is None
+    assert not fits(prepare(cell(rock_salt())), prepare(broken))
 
 
-def test_one_task_answers_everything() -> None:
-    ours = [
-        (3, cell(rock_salt())),
-        (5, cell(caesium_chloride("Na", "Cl"))),
-        (8, cell(rock_salt(a=6))),
-    ]
-    truth = [(0, cell(rock_salt(a=5.5)))]
-    found = compare(Task(ours, truth, truth, (), True, frozenset({3, 5, 8})))
-    assert set(found.distances) == {(3, 0), (8, 0)}
-    assert found.first == {3: 3, 5: 5, 8: 3}
-    assert found.known == {3: 0, 8: 0}
+def numbered(*structures: Structure, start: int = 0):
+    return [(start + 2 * i, prepare(cell(one))) for i, one in enumerate(structures)]
 
 
-def test_only_the_wanted_pairs_without_a_table() -> None:
-    ours = [(0, cell(rock_salt())), (1, cell(rock_salt()))]
-    found = compare(Task(ours, [(0, cell(rock_salt()))], pairs=[(1, 0)]))
-    assert set(found.distances) == {(1, 0)}
-    assert not found.first
+def test_tasks() -> None:
+    ours = numbered(rock_salt(), caesium_chloride("Na", "Cl"), rock_salt(a=6), start=3)
+    truth = numbered(caesium_chloride("Na", "Cl", 3.9), rock_salt(a=5.5))
+    assert set(compare(Task("distances", ours, truth))) == {(3, 2), (5, 0), (7, 2)}
+    some = frozenset({(3, 2), (5, 2)})
+    assert set(compare(Task("distances", ours, truth, some))) == {(3, 2)}
+    assert compare(Task("distinct", ours)) == {3: 3, 5: 5, 7: 3}
+    assert compare(Task("known", ours, truth[1:])) == {3: 2, 7: 2}
+    assert compare(Task("met", ours, truth[:1])) == {5: 0}
+    assert compare(Task("distinct", [])) == {}
 
 
 def test_a_lonely_atom_matches_itself() -> None:
-    assert rms(Prepared(cell(lonely())), Prepared(cell(lonely()))) == pytest.approx(0)
+    assert rms(prepare(cell(lonely())), prepare(cell(lonely()))) == pytest.approx(0)

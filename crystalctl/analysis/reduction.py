@@ -1,0 +1,255 @@
+"""Primitive Niggli cells, bit for bit those StructureMatcher compares, without its detours.
+
+pymatgen builds and compares objects for every site; here a structure is three arrays. Its lattice
+reduction itself is used as it is, with a faster search for the vectors of the reduced cell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+from math import gcd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Cell = tuple[Array, Array, Sequence[int]]
+"""Lattice (3, 3) Å rows, fractional coordinates (n, 3), n atomic numbers."""
+
+_PRIMITIVE_ANG = 0.25
+"""pymatgen's tolerance for an atom to be a copy of another in ``get_primitive_structure``."""
+_WIDER = 1 + 1e-6
+_CLOSE = 1e-9
+"""Numbers that differ by less, relatively, may be equal."""
+_AROUND = np.array([s for s in product((-1, 0, 1), repeat=2) if any(s)])
+_MANY = 2_000_000
+"""Triples looked at in one batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """A primitive Niggli cell: ``matrix`` (3, 3) Å rows, ``frac`` (n, 3), ``numbers`` (n,) Z."""
+
+    matrix: Array
+    frac: Array
+    numbers: NDArray[np.int64]
+
+    @cached_property
+    def volume(self) -> float:
+        """Å³."""
+        return float(abs(np.dot(np.cross(self.matrix[0], self.matrix[1]), self.matrix[2])))
+
+    @cached_property
+    def content(self) -> tuple[tuple[int, int], ...]:
+        """(Z, atoms), sorted by Z."""
+        return tuple(sorted(Counter(self.numbers.tolist()).items()))
+
+    @cached_property
+    def lengths(self) -> Array:
+        """Sorted lengths of the basis over the cube root of the volume, (3,)."""
+        return np.asarray(np.sort(np.linalg.norm(self.matrix, axis=1)) / np.cbrt(self.volume))
+
+    @cached_property
+    def minima(self) -> Array:
+        """Successive minima of the lattice over the cube root of the volume, (3,).
+
+        The lengths themselves if no vector gets shorter by adding or subtracting shorter ones once,
+        which is Minkowski's condition in three dimensions.
+        """
+        basis = self.matrix[np.argsort(np.linalg.norm(self.matrix, axis=1))]
+        square = (basis**2).sum(axis=1)
+        second = ((basis[1] + [[1], [-1]] * basis[0]) ** 2).sum(axis=1)
+        third = ((basis[2] + _AROUND @ basis[:2]) ** 2).sum(axis=1)
+        if (np.array([second.min(), third.min()]) >= square[1:] * (1 - _CLOSE)).all():
+            return self.lengths
+        from ase.geometry import minkowski_reduce
+
+        reduced, _ = minkowski_reduce(self.matrix)
+        return np.asarray(np.sort(np.linalg.norm(reduced, axis=1)) / np.cbrt(self.volume))
+
+    @cached_property
+    def sites(self) -> dict[int, NDArray[np.intp]]:
+        """Z -> where its atoms are, the rarest element first, of equals the one met first."""
+        found = {z: np.flatnonzero(self.numbers == z) for z in dict.fromkeys(self.numbers.tolist())}
+        return dict(sorted(found.items(), key=lambda item: len(item[1])))
+
+
+def reduce_cell(cell: Cell) -> Reduced:
+    """What the matcher makes of a structure before it compares. Raises where it does.
+
+    The reduction raises various errors for cells without volume or with extreme angles.
+    """
+    matrix, frac, numbers = cell
+    lattice = _quick_lattice()(matrix)
+    niggli = lattice.get_niggli_reduced_lattice()
+    frac = np.asarray(frac, dtype=float)
+    if niggli != lattice:
+        frac = np.mod(lattice.get_cartesian_coords(frac) @ niggli.inv_matrix, 1)
+    found = Reduced(np.array(niggli.matrix), frac, np.asarray(numbers, dtype=np.int64))
+    return found if _surely_primitive(found) else _primitive(found)
+
+
+def _primitive(cell: Reduced) -> Reduced:
+    from pymatgen.core import Lattice, Structure
+
+    structure = Structure(Lattice(cell.matrix), cell.numbers.tolist(), cell.frac)
+    found = structure.get_primitive_structure()
+    numbers = np.array([site.specie.Z for site in found])
+    return Reduced(np.array(found.lattice.matrix), np.array(found.frac_coords), numbers)
+
+
+def _surely_primitive(cell: Reduced) -> bool:
+    """True only where ``get_primitive_structure`` returns the cell as it is.
+
+    It looks for translations that put every atom within 0.5 Å (along each axis) of one of its kind,
+    among the differences of the rarest element's atoms; each vector of a smaller cell must be
+    within 0.25 Å of one of them. A cell k times smaller has a vector with a fractional component
+    that is no integer, so 1/k or more away from one. When zero is the only such translation, that
+    cannot be within 0.25 Å if the axes are longer than 0.25 k Å, for k up to the number of formula
+    units. Atoms are tested one by one, with a slightly wider tolerance, until only zero is left.
+    """
+    units = gcd(*(n for _, n in cell.content))
+    lengths = np.linalg.norm(cell.matrix, axis=1)
+    if units == 1:
+        return True
+    if lengths.min() <= _PRIMITIVE_ANG * units * _WIDER:
+        return False
+    groups = [cell.frac[where] for where in cell.sites.values()]
+    steps = groups[0] - groups[0][0]
+    tolerance = 2 * _PRIMITIVE_ANG / lengths * _WIDER
+    for group in groups:
+        for point in group:
+            away = steps[:, None] - (group - point)
+            near = (np.abs(away - np.round(away)) <= tolerance).all(axis=2).any(axis=1)
+            steps = steps[near]
+            if len(steps) <= 1:
+                return True
+    return False
+
+
+@lru_cache(maxsize=1)
+def _quick_lattice() -> Any:
+    from pymatgen.core import Lattice
+
+    class QuickLattice(Lattice):  # type: ignore[misc]
+        """A lattice that finds its mappings on another faster, in the same order."""
+
+        def find_all_mappings(
+            self, other_lattice: Any, ltol: float = 1e-5, atol: float = 1, *_: Any, **__: Any
+        ) -> Iterator[tuple[Any, None, Any]]:
+            for cells, steps in mappings(self, other_lattice, ltol, atol):
+                for cell, step in zip(cells, steps, strict=True):
+                    if abs(np.linalg.det(step)) >= 1e-8:
+                        yield Lattice(cell), None, step.astype(np.int64)
+
+    return QuickLattice
+
+
+def mappings(
+    lattice: Any, target: Any, ltol: float, angle_tol: float
+) -> Iterator[tuple[Array, Array]]:
+    """Triples of vectors of ``lattice`` with the lengths and angles of ``target``, in batches.
+
+    As pymatgen's ``find_all_mappings``, in its order, with the same floating-point operations:
+    cells (M, 3, 3) in Å and the same in multiples of the basis, (M, 3, 3). Triples of vectors in
+    one plane are among them.
+    """
+    lengths = target.lengths
+    frac, dist, _, _ = lattice.get_points_in_sphere(
+        [[0, 0, 0]], [0, 0, 0], max(lengths) * (1 + ltol), zip_results=False
+    )
+    cart = lattice.get_cartesian_coords(frac)
+    near = [(dist / x < 1 + ltol) & (dist / x > 1 / (1 + ltol)) for x in lengths]
+    a, b, c = (cart[chosen] for chosen in near)
+    if not (len(a) and len(b) and len(c)):
+        return
+    steps = [frac[chosen] for chosen in near]
+    sizes = [np.sum(v**2, axis=-1) ** 0.5 for v in (a, b, c)]
+    alpha, beta, gamma = target.angles
+    bc = _angles_near(b, c, sizes[1], sizes[2], alpha, angle_tol)
+    ac = _angles_near(a, c, sizes[0], sizes[2], beta, angle_tol)
+    ab = _angles_near(a, b, sizes[0], sizes[1], gamma, angle_tol)
+    rows = max(1, _MANY // bc.size)
+    for start in range(0, len(a), rows):
+        part = slice(start, start + rows)
+        i, j, k = np.nonzero(ab[part, :, None] & (bc & ac[part, None, :]))
+        i += start
+        cells = np.stack([a[i], b[j], c[k]], axis=1)
+        yield cells, np.stack([steps[0][i], steps[1][j], steps[2][k]], axis=1)
+
+
+def _angles_near(
+    one: Array, other: Array, size: Array, size_other: Array, angle: float, within: float
+) -> NDArray[np.bool_]:
+    cosines = np.inner(one, other) / size[:, None] / size_other
+    cosines = np.minimum(np.maximum(cosines, -1), 1)  # np.clip takes several times as long
+    return np.asarray(np.abs(np.rad2deg(np.arccos(cosines)) - angle) <= within)
+
+
+def is_lll_reduced(cells: Array) -> NDArray[np.bool_]:
+    """Whether the LLL reduction (delta 3/4) surely leaves each of the cells (M, 3, 3) as it is."""
+    a, b, c = cells.transpose(1, 0, 2)
+    aa = (a * a).sum(1)
+    ab, ac = (a * b).sum(1) / aa, (a * c).sum(1) / aa
+    b = b - ab[:, None] * a
+    bb = (b * b).sum(1)
+    bc = (b * c).sum(1) / bb
+    c = c - ac[:, None] * a - bc[:, None] * b
+    small = (np.abs(np.stack([ab, ac, bc])) < 0.5 - _CLOSE).all(axis=0)
+    second = bb > (0.75 - ab**2 + _CLOSE) * aa
+    return np.asarray(small & second & ((c * c).sum(1) > (0.75 - bc**2 + _CLOSE) * bb))
+
+
+@lru_cache(maxsize=4096)
+def lll_steps(raw: bytes) -> tuple[Array, Array] | None:
+    """LLL reduction (delta 3/4) of the cell (3, 3) with these bytes, None where it is not sure.
+
+    The reduced basis in multiples of the given one (3, 3), and the inverse. Not sure: a decision
+    compares numbers that are equal to rounding.
+    """
+    basis = np.frombuffer(raw).reshape(3, 3).tolist()
+    steps = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    k = 1
+    while k < 3:
+        for i in range(k - 1, -1, -1):
+            ratio = _gram_schmidt(basis, k)[0][i]
+            times = round(ratio)
+            if abs(abs(ratio - times) - 0.5) < _CLOSE:
+                return None
+            if times:
+                basis[k] = [x - times * y for x, y in zip(basis[k], basis[i], strict=True)]
+                steps[k] = [x - times * y for x, y in zip(steps[k], steps[i], strict=True)]
+        ratios, squares = _gram_schmidt(basis, k)
+        least = (0.75 - ratios[k - 1] ** 2) * squares[k - 1]
+        if abs(squares[k] - least) < _CLOSE * squares[k - 1]:
+            return None
+        if squares[k] >= least:
+            k += 1
+        else:
+            basis[k - 1], basis[k] = basis[k], basis[k - 1]
+            steps[k - 1], steps[k] = steps[k], steps[k - 1]
+            k = max(k - 1, 1)
+    found = np.array(steps, dtype=float)
+    return found, np.linalg.inv(found)
+
+
+def _gram_schmidt(basis: list[list[float]], k: int) -> tuple[list[float], list[float]]:
+    """Coefficients of vector k on the orthogonalised ones before it; squares of 0..k of these."""
+    orthogonal: list[list[float]] = []
+    squares: list[float] = []
+    ratios: list[float] = []
+    for x, y, z in basis[: k + 1]:
+        ratios = []
+        rest = [x, y, z]
+        for (u, v, w), square in zip(orthogonal, squares, strict=True):
+            ratio = (x * u + y * v + z * w) / square
+            ratios.append(ratio)
+            rest = [rest[0] - ratio * u, rest[1] - ratio * v, rest[2] - ratio * w]
+        orthogonal.append(rest)
+        squares.append(rest[0] ** 2 + rest[1] ** 2 + rest[2] ** 2)
+    return ratios, squares
