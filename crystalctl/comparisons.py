@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from crystalctl.analysis.comparing import Compared, Numbered, Task, compare, prepare_all
+from crystalctl.analysis.comparing import (
+    Compared,
+    Numbered,
+    Task,
+    compare,
+    may_match,
+    possible,
+    prepare_all,
+)
+from crystalctl.analysis.matching import BENCHMARK
 from crystalctl.analysis.reduction import Cell
 from crystalctl.evaluation.pairing import Pairing
 from crystalctl.gathering import Set, Workers
@@ -21,7 +29,7 @@ Content = tuple[tuple[int, int], ...]
 """(Z, atoms) of a primitive cell."""
 MAX_PAIRS = 1_000_000
 """All predictions of a formula are compared with all its references up to this many pairs."""
-_PAIRS = 500
+_PAIRS = 250
 """Pairs of a task."""
 _HEAVY = 5_000
 """Pairs that are worth starting processes for."""
@@ -43,16 +51,33 @@ def match_all(ours: Set, theirs: Set, pairing: Pairing, workers: Workers) -> tup
     left = _reduced(mine, formulas, workers, ours.name)
     right = _reduced(other, formulas, workers, theirs.name)
     complete = all(len(mine[f]) * len(other[f]) <= MAX_PAIRS for f in formulas)
+    ours_at = {row: one for group in left.values() for row, one in group}
+    theirs_at = {row: one for group in right.values() for row, one in group}
+    if complete:
+        alike = [(left[content], right[content]) for content in left.keys() & right.keys()]
+        pairs = [pair for group in alike for pair in _possible(*group)]
+    else:
+        belong = [(i, j) for j, rows in enumerate(pairing.drawn) for i in rows]
+        ltol = BENCHMARK["ltol"]
+        pairs = [p for p in belong if may_match(ours_at.get(p[0]), theirs_at.get(p[1]), ltol)]
+    # Pairs with as many atoms of each element are searched together, whatever the elements.
+    pairs.sort(key=lambda pair: sorted(n for _, n in ours_at[pair[0]].content))
     tasks = []
-    for content in left.keys() & right.keys():
-        tasks += _against("distances", left[content], right[content])
-    if not complete:
-        belong = {(i, j) for j, rows in enumerate(pairing.drawn) for i in rows}
-        tasks = [one for task in tasks if (one := _only(task, belong)).pairs]
+    for part in _parts(pairs, _PAIRS):
+        some, others = sorted({i for i, _ in part}), sorted({j for _, j in part})
+        structures = [(i, ours_at[i]) for i in some]
+        tasks.append(Task("distances", structures, [(j, theirs_at[j]) for j in others], part))
     found = Compared({}, {}, {})
     for answer in _answers(tasks, workers, f"comparing {ours.name}"):
         found.distances.update(answer)
     return found, complete
+
+
+def _possible(ours: Sequence[Numbered], theirs: Sequence[Numbered]) -> Iterator[tuple[int, int]]:
+    """Pairs of rows that the bound does not exclude."""
+    may = possible([one for _, one in ours], [one for _, one in theirs], BENCHMARK["ltol"])
+    for i, j in np.argwhere(may).tolist():
+        yield ours[i][0], theirs[j][0]
 
 
 def sort_out(ours: Set, known: Set | None, workers: Workers) -> Compared:
@@ -70,7 +95,9 @@ def sort_out(ours: Set, known: Set | None, workers: Workers) -> Compared:
         right = _reduced(old, mine.keys() & old.keys(), workers, known.name)
         tasks = []
         for content in left.keys() & right.keys():
-            tasks += _against("known", left[content], right[content])
+            size = max(_LEAST, _PAIRS // len(right[content]))
+            parts = _parts(left[content], size)
+            tasks += [Task("known", part, right[content]) for part in parts]
         for answer in _answers(tasks, workers, f"novelty of {ours.name}"):
             found.known.update(answer)
     several = [group for group in left.values() if len(group) > 1]
@@ -132,24 +159,9 @@ def _reduced(
     return found
 
 
-def _against(
-    what: Literal["distances", "known"], ours: Sequence[Numbered], theirs: Sequence[Numbered]
-) -> list[Task]:
-    """Comparisons of all of ours with all of theirs."""
-    size = max(_LEAST, _PAIRS // len(theirs))
-    return [Task(what, part, theirs) for part in _parts(ours, size)]
-
-
-def _only(task: Task, belong: set[tuple[int, int]]) -> Task:
-    """The part of a task between structures that belong together."""
-    pairs = frozenset((i, j) for i, _ in task.structures for j, _ in task.others) & belong
-    there = {j for _, j in pairs}
-    return replace(task, others=[one for one in task.others if one[0] in there], pairs=pairs)
-
-
 def _answers(tasks: list[Task], workers: Workers, stage: str) -> Iterator[Any]:
     """Answers to the tasks, the largest first, so that none is left over at the end."""
-    sizes = [len(task.structures) * len(task.others or task.structures) for task in tasks]
+    sizes = [len(t.pairs) or len(t.structures) * len(t.others or t.structures) for t in tasks]
     order = sorted(range(len(tasks)), key=lambda k: -sizes[k])
     least = 2 if sum(sizes) > _HEAVY else max(2, len(tasks) + 1)
     yield from workers.map(compare, [tasks[k] for k in order], stage, least=least)

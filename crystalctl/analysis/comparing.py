@@ -108,18 +108,18 @@ def _all(
 
 @dataclass(frozen=True)
 class Task:
-    """What to compare within structures that hold the same atoms.
+    """What to compare of structures that hold the same atoms.
 
-    ``what``: "distances" between ``structures`` and ``others`` (only of ``pairs``, where given);
-    "known": for each of ``structures`` the first of ``others`` that it fits, "met": the first that
-    fits it, which is not always the same; "distinct": the first of ``structures`` that fits it and
-    is distinct from those before, itself if there is none.
+    ``what``: "distances" of ``pairs``, (row of ``structures``, row of ``others``), which need not
+    hold the same atoms as other pairs; "known": for each of ``structures`` the first of ``others``
+    that it fits, "met": the first that fits it, which is not always the same; "distinct": the first
+    of ``structures`` that fits it and is distinct from those before, itself if there is none.
     """
 
     what: Literal["distances", "known", "met", "distinct"]
     structures: Sequence[Numbered]
     others: Sequence[Numbered] = ()
-    pairs: frozenset[tuple[int, int]] | None = None
+    pairs: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -141,14 +141,10 @@ def compare(task: Task) -> dict[tuple[int, int], float] | dict[int, int]:
 
 
 def _distances(task: Task) -> dict[tuple[int, int], float]:
-    may = np.argwhere(_possible(task.structures, task.others, BENCHMARK["ltol"])).tolist()
-    rows = [(task.structures[i][0], task.others[j][0]) for i, j in may]
-    pairs = [(task.structures[i][1], task.others[j][1]) for i, j in may]
-    if task.pairs is not None:
-        chosen = [k for k, one in enumerate(rows) if one in task.pairs]
-        rows, pairs = [rows[k] for k in chosen], [pairs[k] for k in chosen]
-    answers = zip(rows, _all(best_rms, pairs, BENCHMARK, None), strict=True)
-    return {row: distance for row, distance in answers if distance is not None}
+    ours, theirs = dict(task.structures), dict(task.others)
+    pairs = [(ours[i], theirs[j]) for i, j in task.pairs]
+    answers = zip(task.pairs, _all(best_rms, pairs, BENCHMARK, None), strict=True)
+    return {pair: distance for pair, distance in answers if distance is not None}
 
 
 def _first_equal(task: Task) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 import os
@@ -167,8 +168,15 @@ def _raw_rows(path: Path, base: Path, scratch: Path) -> Iterator[RawRow | Row]:
 
 
 def _cif_rows(path: Path, name: str) -> Iterator[RawRow]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _decoded(path.read_bytes())
     yield from _blocks(text, name, str(Path(name).with_suffix("")))
+
+
+def _decoded(content: bytes) -> str:
+    """Text of a CIF; what Windows editors save begins with a mark of its encoding."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="replace")
 
 
 def _blocks(text: str, source: str, name: str) -> Iterator[RawRow]:
@@ -202,7 +210,7 @@ def _zip_rows(path: Path, name: str, scratch: Path) -> Iterator[RawRow | Row]:
                 yield Row(label, number, member.filename, None, f"cannot be unpacked: {error}")
                 continue
             if member.filename.lower().endswith(".cif"):
-                text = content.decode("utf-8", errors="replace")
+                text = _decoded(content)
                 yield from _blocks(text, label, str(Path(member.filename).with_suffix("")))
                 continue
             suffix = "".join(Path(member.filename).suffixes[-2:]).lower()

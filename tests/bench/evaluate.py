@@ -27,10 +27,10 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from crystalctl.analysis.comparing import prepare, prepare_all, rms
+from crystalctl import comparisons
+from crystalctl.analysis.comparing import prepare_all
 from crystalctl.analysis.described import Described
 from crystalctl.analysis.matching import BENCHMARK, DUPLICATES
-from crystalctl.analysis.reduction import Cell
 from crystalctl.comparisons import match_all, sort_out
 from crystalctl.data.records import Entry
 from crystalctl.evaluation.pairing import Pairing
@@ -121,21 +121,17 @@ def of_rows(
 ) -> tuple[str, int, Callable[[], Found], Callable[[], Found]]:
     """A job of row i against row i alone, each structure met once."""
     rows = [(i, i) for i in range(len(ours))]
-    cells = [(cell(a), cell(b)) for a, b in zip(ours, theirs, strict=True)]
+    mine, other = as_set("ours", ours), as_set("theirs", theirs)
+    pairing = Pairing("rows", [[i] for i in range(len(ours))], [], 1.0, False)
 
     def fast() -> Found:
-        found = enumerate(workers.map(one_pair, cells, "", least=2))
-        return {(i, i): distance for i, distance in found if distance is not None}
+        comparisons.MAX_PAIRS = 0  # only what belongs together
+        found = match_all(mine, other, pairing, workers)[0].distances
+        comparisons.MAX_PAIRS = most
+        return found
 
+    most = comparisons.MAX_PAIRS
     return name, len(rows), lambda: plain_pairs(ours, theirs, rows), fast
-
-
-def cell(one: Structure) -> Cell:
-    return one.lattice.matrix, one.frac_coords, [site.specie.Z for site in one]
-
-
-def one_pair(pair: tuple[Cell, Cell]) -> float | None:
-    return rms(prepare(pair[0]), prepare(pair[1]))
 
 
 def measure(

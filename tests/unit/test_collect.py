@@ -149,3 +149,12 @@ def test_a_damaged_run_folder_has_no_ranks(tmp_path) -> None:
     (tmp_path / "summary.json").write_text('{"structures": [{"sample": 0, "rank": 1}]}')
     (source,) = find_sources([tmp_path])
     assert [row.rank for row in read_source(source)] == [1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig", "latin-1"])
+def test_encodings(tmp_path, encoding) -> None:
+    text = "# Å\n" + rock_salt().to(fmt="cif")
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "one.cif").write_bytes(mark + text.encode(encoding))
+    (row,) = read(tmp_path)
+    assert row.entry is not None, row.reason

@@ -109,6 +109,8 @@ GATE = {
     ("Ca", 1, "O", 5): False,
     ("He", 1, "O", 1): False,  # helium has no oxidation state
     ("Pm", 2, "O", 3): True,  # no electronegativity: passes
+    ("Pm", 1, "Cu", 2, "Sn", 1): False,  # the same, but copper and tin are tested first
+    ("Pm", 1, "Y", 1, "Ir", 2): False,  # the same, after two cations of which one is unknown
     ("Zr", 1, "O", 2): True,
     # Only as Zr(4+) Na(-)3 H(-), which needs zirconium (0.33, not 1.33) below sodium (0.93).
     ("Zr", 1, "Na", 3, "H", 1): True,
@@ -150,7 +152,7 @@ def test_search_agrees_with_all_combinations() -> None:
         return False
 
     rng = np.random.default_rng(0)
-    symbols = ["O", "S", "F", "N", "C", "Si", "P", "H", "Zr", "Fe", "Ti", "Pm", "Cl", "Mn"]
+    symbols = ["O", "S", "F", "N", "C", "Si", "P", "H", "Zr", "Fe", "Ti", "Ir", "Cl", "Mn"]
     answers = []
     for _ in range(150):
         chosen = ["O", *rng.choice(symbols[1:], 2, replace=False)]
