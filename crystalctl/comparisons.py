@@ -30,14 +30,14 @@ Content = tuple[tuple[int, int], ...]
 MAX_PAIRS = 1_000_000
 """All predictions of a formula are compared with all its references up to this many pairs."""
 _PAIRS = 250
-"""Pairs of a task."""
-_HEAVY = 5_000
-"""Pairs that are worth starting processes for."""
+"""Pairs of a task, at most."""
+_HEAVY = 300
+"""Pairs or structures that are worth starting processes for."""
 _ROUND = 128
 """Structures sorted into groups of equal ones at a time."""
 _LEAST = 16
 """Structures of a task: each is sent all it is compared with."""
-_TOGETHER = 32
+_TOGETHER = 16
 """Structures reduced in a task."""
 
 
@@ -63,7 +63,8 @@ def match_all(ours: Set, theirs: Set, pairing: Pairing, workers: Workers) -> tup
     # Pairs with as many atoms of each element are searched together, whatever the elements.
     pairs.sort(key=lambda pair: sorted(n for _, n in ours_at[pair[0]].content))
     tasks = []
-    for part in _parts(pairs, _PAIRS):
+    size = min(_PAIRS, max(_LEAST, len(pairs) // (8 * workers.jobs)))
+    for part in _parts(pairs, size):
         some, others = sorted({i for i, _ in part}), sorted({j for _, j in part})
         structures = [(i, ours_at[i]) for i in some]
         tasks.append(Task("distances", structures, [(j, theirs_at[j]) for j in others], part))
@@ -150,7 +151,9 @@ def _reduced(
             different.append((lattice, frac, numbers))
         where.append(places[key])
     parts = _parts(different, _TOGETHER)
-    made = [one for part in workers.map(prepare_all, parts, f"reducing {name}") for one in part]
+    least = 2 if len(different) > _HEAVY else len(parts) + 1
+    answers = workers.map(prepare_all, parts, f"reducing {name}", least=least)
+    made = [one for part in answers for one in part]
     found: dict[Content, list[Numbered]] = defaultdict(list)
     for (row, _), place in zip(chosen, where, strict=True):
         one = made[place]
@@ -163,7 +166,7 @@ def _answers(tasks: list[Task], workers: Workers, stage: str) -> Iterator[Any]:
     """Answers to the tasks, the largest first, so that none is left over at the end."""
     sizes = [len(t.pairs) or len(t.structures) * len(t.others or t.structures) for t in tasks]
     order = sorted(range(len(tasks)), key=lambda k: -sizes[k])
-    least = 2 if sum(sizes) > _HEAVY else max(2, len(tasks) + 1)
+    least = 2 if sum(sizes) > _HEAVY else len(tasks) + 1
     yield from workers.map(compare, [tasks[k] for k in order], stage, least=least)
 
 
