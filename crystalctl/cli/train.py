@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
     from crystalctl.training.run import TrainResult
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting, like model.hidden=256; may be repeated."),
+]
+Init = Annotated[str | None, typer.Option(help="Weights to start from, a shipped name or a file.")]
+
 
 def train(
     data: Annotated[Path, typer.Option(help="Dataset from `crystalctl data prepare`.")],
@@ -39,10 +45,8 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting, like model.hidden=256; may be repeated."),
-    ] = None,
+    settings: Settings = None,
+    init: Init = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -73,6 +77,7 @@ def train(
             device=device,
             max_seconds=seconds,
             resume=resume,
+            init=init,
             progress=display,
         )
     if first:

@@ -12,6 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+_SERIES, _SQUARINGS = 12, 6
+"""Terms of the exponential's series, and how often its argument is halved before."""
+
 
 def family_basis(dtype: torch.dtype = torch.float64) -> Tensor:
     """B_1..B_6, orthonormal under the Frobenius product, (6, 3, 3)."""
@@ -36,7 +39,17 @@ def to_family6(lattice: Tensor) -> Tensor:
 
 
 def from_family6(k: Tensor) -> Tensor:
-    """(C, 6) coefficients -> symmetric lattices exp(S), (C, 3, 3) rows in Å, in float64."""
+    """(C, 6) coefficients -> symmetric lattices exp(S), (C, 3, 3) rows in Å, in float64.
+
+    By scaling, series and squaring with fixed counts: relative error below 1e-12 for norms of S
+    up to 20. ``torch.linalg.matrix_exp`` looks at the numbers to choose its own: a GPU must wait.
+    """
     basis = family_basis().to(k.device)
-    lattice: Tensor = torch.linalg.matrix_exp(torch.einsum("ck,kij->cij", k.double(), basis))
+    small = torch.einsum("ck,kij->cij", k.double(), basis) / 2**_SQUARINGS
+    one = torch.eye(3, dtype=small.dtype, device=k.device).expand_as(small)
+    lattice = one
+    for order in range(_SERIES, 0, -1):
+        lattice = one + small @ lattice / order
+    for _ in range(_SQUARINGS):
+        lattice = lattice @ lattice
     return lattice

@@ -40,7 +40,13 @@ from crystalctl.models.contract import LossTerm, LossTerms
 from crystalctl.models.diffcsp import SPECIES_LIMIT, DiffCSPConfig
 from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.cspnet import CSPNet
-from crystalctl.symmetry.primitive import CENTRINGS, centring_index, n_lattice_points, sites_of
+from crystalctl.symmetry.primitive import (
+    CENTRINGS,
+    centring_index,
+    n_lattice_points,
+    primitive_bases,
+    sites_of,
+)
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import orbits_of
 
@@ -54,9 +60,15 @@ LATTICE_LIMIT = 20.0
 
 @dataclass(frozen=True)
 class DiffCSPPlusConfig(DiffCSPConfig):
-    """Settings as for DiffCSP; the defaults are the paper's for MP-20."""
+    """Settings as for DiffCSP; the defaults are the paper's for MP-20.
+
+    ``n_radial`` > 0: the network also works in real space (``networks/radial.py``) with that many
+    functions of distance; the paper's does not. What is summed at an anchor is that of every atom
+    of its orbit, as the coefficients that are read are invariant under the group.
+    """
 
     gamma: float = 5e-6
+    n_radial: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ class Unit:
     """What of a batch stays fixed: orbits, primitive cells, and the lattice's family.
 
     ``free`` (C, 6) bool, ``fixed`` (C, 6) scaled values of the others, ``offset`` (C, 6): what is
-    added to the scaled coefficients after scaling, ``centring`` (C, 6) one-hot.
+    added to the scaled coefficients after scaling, ``centring`` (C, 6) one-hot, ``primitive``
+    (C, 3, 3): rows of the primitive basis in the conventional one.
     """
 
     layout: Layout
@@ -73,6 +86,7 @@ class Unit:
     fixed: Tensor
     offset: Tensor
     centring: Tensor
+    primitive: Tensor
 
 
 class DiffCSPPlus(nn.Module):
@@ -93,6 +107,7 @@ class DiffCSPPlus(nn.Module):
             lattice_in=6 + len(CENTRINGS),
             lattice_out=6,
             soft_species=self.generates,
+            n_radial=config.n_radial,
         )
         cosine = CosineSchedule(config.n_steps)
         torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
@@ -120,7 +135,14 @@ class DiffCSPPlus(nn.Module):
         k = torch.where(unit.free, state["lattice"], unit.fixed)
         g = torch.cat([k, unit.centring], 1)
         out = self.network(
-            state["species"], state["frac"], g, t, unit.layout, tables=tables, sites=unit.sites
+            state["species"],
+            state["frac"],
+            g,
+            t,
+            unit.layout,
+            tables=tables,
+            sites=unit.sites,
+            cell=self._primitive_cell(k, unit) if self.config.n_radial else None,
         )
         left = torch.sqrt(1 - self.lattice.schedule.alpha_bar[t])[:, None]
         frac = torch.einsum("oij,oj->oi", unit.sites.read, out.frac.float())
@@ -131,6 +153,12 @@ class DiffCSPPlus(nn.Module):
         if out.species is not None:
             fields["species"] = out.species.float()
         return fields
+
+    def _primitive_cell(self, k: Tensor, unit: Unit) -> Tensor:
+        """Primitive cells, (C, 3, 3) rows in Å, of the scaled coefficients ``k`` (C, 6)."""
+        # Early in sampling a cell can be anything; distances need one that numbers can hold.
+        log = ((k + unit.offset) * _scale(k.device)).clamp(-6.0, 6.0)
+        return unit.primitive @ from_family6(log).to(unit.primitive.dtype)
 
     def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
         """Rows of each loss part: crystals, as every part is a mean within a crystal first."""
@@ -244,6 +272,7 @@ def unit_of(position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
         torch.where(free, 0.0, fixed / _scale(device)),
         offset,
         F.one_hot(centring, len(CENTRINGS)).float(),
+        primitive_bases().to(device)[centring],
     )
 
 

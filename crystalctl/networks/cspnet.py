@@ -24,6 +24,7 @@ from crystalctl.crystal.sites import Sites
 from crystalctl.networks.fourier import FourierTables
 from crystalctl.networks.layers import mlp, time_features
 from crystalctl.networks.pairs import Incidence
+from crystalctl.networks.radial import PairHead, PeriodicShells, Shells
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,26 @@ class CSPNetOutput:
     species: Tensor | None
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """``receiver``, ``sender`` (E,) rows; ``delta`` (E, 3) fractional pair vectors, any period."""
+
+    receiver: Tensor
+    sender: Tensor
+    delta: Tensor
+    incidence: Incidence
+
+
 class CSPLayer(nn.Module):
     """One message-passing step; parameters are named and shaped as in the plain form.
 
-    ``edge_mlp.0`` acts on [h_i (H), h_j (H), g (G), sin (3K), cos (3K)].
+    ``edge_mlp.0`` acts on [h_i (H), h_j (H), g (G), sin (3K), cos (3K)]; ``radial``, where there is
+    one, on the radial features of the pair. It starts at zero: weights without it can be continued.
     """
 
-    def __init__(self, hidden: int, lattice_in: int, n_frequencies: int) -> None:
+    def __init__(self, hidden: int, lattice_in: int, n_frequencies: int, n_radial: int = 0) -> None:
         super().__init__()
+        self.radial = nn.Parameter(torch.zeros(hidden, n_radial)) if n_radial else None
         self.columns = [hidden, hidden, lattice_in, 6 * n_frequencies]
         self.norm = nn.LayerNorm(hidden)
         self.edge_mlp = mlp(sum(self.columns), hidden, hidden)
@@ -62,11 +75,18 @@ class CSPLayer(nn.Module):
         return self.edge_mlp.get_parameter("0.weight")[:, -self.columns[-1] :]
 
     def forward(
-        self, h: Tensor, g: Tensor, table: Tensor, pairs: Incidence, graph: tuple[Tensor, Graph]
+        self,
+        h: Tensor,
+        g: Tensor,
+        table: Tensor,
+        pairs: Incidence,
+        graph: tuple[Tensor, Graph],
+        *,
+        radial: Tensor | None = None,
     ) -> Tensor:
         """``h`` (A, H), ``g`` (C, G), ``table`` (3M, H) from ``fourier_weight``.
 
-        ``graph``: the crystal of each row (A,), and the pairs.
+        ``graph``: the crystal of each row (A,), and the pairs; ``radial`` (E, n_radial).
         """
         crystal_idx, neighbours = graph
         weight, bias = (self.edge_mlp.get_parameter(name) for name in ("0.weight", "0.bias"))
@@ -77,7 +97,10 @@ class CSPLayer(nn.Module):
         sender = F.linear(x, w_sender)
         # Added up in the precision of the weights: under autocast the ends come in bf16.
         ends = (receiver.to(table.dtype), sender.to(table.dtype))
-        message = neighbour_mean(self.second_half(pairs @ torch.cat([table, *ends])), neighbours)
+        first = pairs @ torch.cat([table, *ends])
+        if radial is not None and self.radial is not None:
+            first = first + F.linear(radial, self.radial)
+        message = neighbour_mean(self.second_half(first), neighbours)
         update: Tensor = self.node_mlp(torch.cat([x, message.to(x.dtype)], 1))
         return h + update
 
@@ -86,7 +109,10 @@ class CSPNet(nn.Module):
     """Denoiser over fully connected crystals.
 
     ``lattice_in`` is the width of g(L), ``lattice_out`` of the lattice head; ``soft_species`` takes
-    (A, 100) species vectors instead of atomic numbers and adds a species head.
+    (A, 100) species vectors instead of atomic numbers and adds a species head. With ``n_radial``
+    pairs also see their distances, and heads add up pair forces and strains
+    (``networks/radial.py``; the lattice must then be the six family coefficients), which the
+    published network does not have.
     """
 
     def __init__(
@@ -99,6 +125,7 @@ class CSPNet(nn.Module):
         lattice_in: int = 9,
         lattice_out: int = 9,
         soft_species: bool = False,
+        n_radial: int = 0,
     ) -> None:
         super().__init__()
         self.time_width = time_width
@@ -107,8 +134,10 @@ class CSPNet(nn.Module):
         )
         self.input = nn.Linear(hidden + time_width, hidden)
         self.fourier = FourierTables(n_frequencies)
+        self.shells = PeriodicShells(n_radial) if n_radial else None
+        self.pair_head = PairHead(hidden, n_radial) if n_radial else None
         self.layers = nn.ModuleList(
-            CSPLayer(hidden, lattice_in, n_frequencies) for _ in range(n_layers)
+            CSPLayer(hidden, lattice_in, n_frequencies, n_radial) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(hidden)
         self.lattice_head = nn.Linear(hidden, lattice_out, bias=False)
@@ -125,8 +154,8 @@ class CSPNet(nn.Module):
         weights = [layer.fourier_weight() for layer in self.layers]  # type: ignore[operator]
         return [self.fourier.tables(weight) for weight in weights]
 
-    def pairs(self, frac: Tensor, layout: Layout, sites: Sites | None = None) -> Incidence:
-        """What each pair reads: table rows for f_j - f_i, receiver row i, sender row j.
+    def pairs(self, frac: Tensor, layout: Layout, sites: Sites | None = None) -> Pairs:
+        """The pairs of a state; each reads table rows for f_j - f_i, receiver row i, sender row j.
 
         With ``sites`` the rows are orbits: the senders are all atoms of the primitive cell, each
         with the state of its orbit.
@@ -142,9 +171,10 @@ class CSPNet(nn.Module):
         n_table, n_rows = 3 * self.fourier.grid, layout.total_atoms
         ends = torch.stack([receiver + n_table, sender + (n_table + n_rows)], 1)
         ones = weights.new_ones(len(receiver), 2)
-        return Incidence(
+        incidence = Incidence(
             torch.cat([rows, ends], 1), torch.cat([weights, ones], 1), n_table + 2 * n_rows
         )
+        return Pairs(receiver, sender, delta, incidence)
 
     def forward(
         self,
@@ -156,30 +186,38 @@ class CSPNet(nn.Module):
         *,
         tables: list[Tensor] | None = None,
         sites: Sites | None = None,
+        cell: Tensor | None = None,
     ) -> CSPNetOutput:
         """Denoise once.
 
         ``species`` (A,) atomic numbers or (A, 100); ``frac`` (A, 3); ``g`` (C, lattice_in);
         ``t`` (C,) time steps; ``tables`` from ``tables()``, computed here when not given. With
         ``sites`` the A rows are the orbits of symmetric crystals, ``frac`` their anchors, and
-        ``layout`` counts orbits.
+        ``layout`` counts orbits. ``cell`` (C, 3, 3), rows in Å, is what ``frac`` (of the primitive
+        cell, with ``sites``) refers to; only radial features need it.
         """
         emb = self.embedding(species if self.species_head is not None else species - 1)
         time = time_features(t, self.time_width).to(emb.dtype)
         h = self.input(torch.cat([emb, time[layout.crystal_idx]], 1))
         pairs = self.pairs(frac, layout, sites)
+        shells: Shells | None = None
+        if self.shells is not None and cell is not None:
+            shells = self.shells(pairs.delta, cell, layout.crystal_idx[pairs.receiver])
+        count = None if shells is None else shells.count
         graph = layout.crystal_idx, layout if sites is None else sites
         for layer, table in zip(self.layers, tables or self.tables(), strict=True):
-            h = layer(h, g, table, pairs, graph)
+            h = layer(h, g, table, pairs.incidence, graph, radial=count)
         h = self.norm(h)
-        mean = (
-            crystal_mean(h, layout)
-            if sites is None
-            # The mean over atoms: an orbit counts as often as it has atoms.
-            else crystal_mean(h * sites.share, layout) * layout.n_atoms[:, None]
-        )
-        return CSPNetOutput(
-            self.lattice_head(mean),
-            self.frac_head(h),
-            None if self.species_head is None else self.species_head(h),
-        )
+        lattice, shift = self.lattice_head(_mean(h, layout, sites)), self.frac_head(h)
+        if shells is not None and self.pair_head is not None:
+            pull, strain = self.pair_head(h, pairs.receiver, pairs.sender, shells)
+            lattice, shift = lattice + _mean(strain, layout, sites), shift + pull
+        elements = None if self.species_head is None else self.species_head(h)
+        return CSPNetOutput(lattice, shift, elements)
+
+
+def _mean(rows: Tensor, layout: Layout, sites: Sites | None) -> Tensor:
+    """Mean over the atoms of each crystal; an orbit counts as often as it has atoms."""
+    if sites is None:
+        return crystal_mean(rows, layout)
+    return crystal_mean(rows * sites.share, layout) * layout.n_atoms[:, None]

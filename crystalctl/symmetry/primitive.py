@@ -32,6 +32,12 @@ def primitive_basis(centring: str) -> Floats:
 
 
 @cache
+def primitive_bases() -> Tensor:
+    """The primitive basis of each of ``CENTRINGS``, rows in the conventional one, (6, 3, 3)."""
+    return torch.from_numpy(np.stack([primitive_basis(c) for c in CENTRINGS])).float()
+
+
+@cache
 def centring_index() -> Tensor:
     """Number of the centring among ``CENTRINGS`` for each group, (231,) int64; row 0 is unused."""
     letters = [symbol[0] for symbol in tables().symbols]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from crystalctl.checkpoint import read_file, resolve
 from crystalctl.config import from_mapping, to_toml
 from crystalctl.crystal.batch import Crystals
 from crystalctl.data.datasets import SPLITS, Dataset
@@ -45,15 +47,18 @@ def train(
     device: str = "auto",
     max_seconds: float | None = None,
     resume: bool = False,
+    init: str | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train ``family`` on a prepared dataset and write weights, state and metrics to ``out``.
 
     ``settings`` has the sections "train" and "model" (see ``TrainConfig`` and the family's config).
+    ``init`` names weights to start from; their model settings hold unless ``settings`` says else.
     Without ``val`` the rows the dataset marks as validation are used, if any. Raises
     ``InputError`` for a request that cannot work, ``TrainingError`` when the loss is not finite.
     """
-    config, model_config = _settings(family, recipe, settings or {})
+    given, tensors = ({}, None) if init is None else _start(init, family)
+    config, model_config = _settings(family, recipe, settings or {}, given)
     with processes(pick_device(device)) as (group, place):
         symmetric = TRAINABLE[family].symmetric
         trained, held = _datasets(data, val, config.max_atoms)
@@ -64,6 +69,8 @@ def train(
         model = TRAINABLE[family].load()(
             model_config, Statistics.of(trained.crystals, train_part.layout)
         )
+        if tensors is not None:
+            _continue_from(model, tensors, str(init))
         logbook = Logbook(out / "metrics.jsonl", active=group.rank == 0, progress=progress)
         trainer = Trainer(
             model,
@@ -88,10 +95,40 @@ def train(
     return TrainResult(outcome, weights, trainer.count.step, trainer.count.best)
 
 
+def _start(init: str, family: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Model settings and tensors of the weights to start from."""
+    path = resolve(init)
+    header, tensors = read_file(path)
+    if header["family"] != family:
+        raise InputError(
+            f"{init} are {header['family']} weights, not {family}",
+            f"use --model {header['family']}, or other weights",
+        )
+    if header["kind"] != "weights":
+        raise InputError(f"{path} is a training state, not weights", f"use {path.parent / BEST}")
+    return header["config"], tensors
+
+
+def _continue_from(model: nn.Module, tensors: Mapping[str, Tensor], init: str) -> None:
+    """Copy the weights over; parameters they lack keep their fresh values."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise InputError(
+                f"the weights {init} do not fit these settings (at {name})",
+                "leave out the --set model.* that differ from theirs",
+            )
+        state[name] = tensor.float()
+    model.load_state_dict(state)
+
+
 def _settings(
-    family: str, recipe: str, sections: Mapping[str, Mapping[str, Any]]
+    family: str,
+    recipe: str,
+    sections: Mapping[str, Mapping[str, Any]],
+    model: Mapping[str, Any],
 ) -> tuple[TrainConfig, Any]:
-    """Checked settings of the run and of the model."""
+    """Checked settings of the run and of the model; ``model`` are settings to begin with."""
     if family not in TRAINABLE:
         raise InputError(f"unknown model {family!r}", f"choose from: {', '.join(TRAINABLE)}")
     if recipe not in RECIPES:
@@ -102,7 +139,8 @@ def _settings(
     config = from_mapping(TrainConfig, merged, where="train")
     check(config)
     config_class = TRAINABLE[family].load().Config
-    model_config = from_mapping(config_class, sections.get("model", {}), where="model")
+    wanted = {**model, **sections.get("model", {})}
+    model_config = from_mapping(config_class, wanted, where="model")
     tasks = TRAINABLE[family].tasks
     if model_config.task not in tasks:
         raise InputError(

@@ -435,3 +435,26 @@ def test_the_model_is_the_family_asked_for(data, tmp_path):
     out = tmp_path / "run"
     train("diffcsp", data=data, out=out, settings=settings("generate", epochs=1))
     assert isinstance(load_model(str(out / BEST), task="generate").model, DiffCSP)
+
+
+def test_init_continues_from_weights(data, tmp_path):
+    """The settings of the weights hold; a rate of nothing leaves them as they are."""
+    first = train("diffcsp", data=data, out=tmp_path / "a", settings=settings()).weights
+    still = {"train": {**TRAIN, "lr": 1e-12, "lr_min": 0, "ema": 0}}
+    again = train("diffcsp", data=data, out=tmp_path / "b", settings=still, init=str(first)).weights
+    assert read_file(again)[0]["config"] == read_file(first)[0]["config"]
+    old, new = read_file(first)[1], read_file(again)[1]
+    assert all(torch.allclose(old[name], new[name], atol=1e-9) for name in old)
+
+
+def test_init_refuses_weights_that_do_not_fit(data, tmp_path):
+    first = train("diffcsp", data=data, out=tmp_path / "a", settings=settings()).weights
+    wider = settings()
+    wider["model"]["hidden"] = 32
+    with pytest.raises(InputError, match="do not fit these settings"):
+        train("diffcsp", data=data, out=tmp_path / "b", settings=wider, init=str(first))
+    with pytest.raises(InputError, match="are diffcsp weights, not diffcsp_pp"):
+        train("diffcsp_pp", data=data, out=tmp_path / "c", settings=settings(), init=str(first))
+    state = first.parent / STATE
+    with pytest.raises(InputError, match="training state"):
+        train("diffcsp", data=data, out=tmp_path / "d", settings=settings(), init=str(state))
