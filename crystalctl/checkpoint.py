@@ -44,7 +44,7 @@ def weights_dir() -> Path:
 
 def shipped_templates() -> Path:
     """The file of known templates that predictions draw on by default."""
-    return weights_dir() / "templates-mp20.safetensors"
+    return weights_dir() / "templates-mp.safetensors"
 
 
 def load_proposer() -> Any:

@@ -1,8 +1,9 @@
 """Templates for a bare formula: votes of known structures whose elements are like its own.
 
 Every known structure of the same stoichiometry and number of atoms votes for its template, its
-elements exchanged for those asked for in the way that costs least, with the weight exp(-cost). The
-cost of each exchange is learnt (``training/metric.py``) and comes with the templates shipped beside
+elements exchanged for those asked for in the way that costs least, with the weight exp(-cost), and
+where energies above the hull E are known, exp(-E / ``SOFTNESS``) besides. The cost of each exchange
+is learnt (``training/metric.py``) and comes with the templates shipped beside
 the weights, also for a dataset of the user. No torch here.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,24 @@ if TYPE_CHECKING:
 
 WIDTH = 6.0
 """Change of Mendeleev number that costs 1 where nothing is learnt."""
+ENERGY_COLUMN = "e_above_hull"
+SOFTNESS = 0.08
+"""eV/atom; between 0.02 and infinity the best on MP-20 validation entries."""
+UNKNOWN = 0.5
+"""Weight of a structure without energy where others have one."""
 KIND = "templates"
 FORMAT_VERSION = 2
 Ints = NDArray[np.int64]
+
+
+class Entry(NamedTuple):
+    """One structure: its elements by number of atoms, its orbits, the weight of its vote."""
+
+    group: int
+    elements: tuple[int, ...]
+    rows: Ints
+    species: Ints
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,8 @@ class Memory:
     """The templates of N structures.
 
     ``group`` and ``n_orbits`` (N,), ``rows`` and ``species`` (O,) of all orbits; ``cost``
-    (101, 101): of exchanging one atomic number for another, row and column 0 unused.
+    (101, 101): of exchanging one atomic number for another, row and column 0 unused. ``weight``
+    (N,): of the vote of each structure, None = all 1.
     """
 
     group: Ints
@@ -50,10 +67,14 @@ class Memory:
     rows: Ints
     species: Ints
     cost: NDArray[np.float64]
+    weight: NDArray[np.float64] | None = None
 
     @staticmethod
-    def of(standard: Standard) -> Memory:
-        """The templates of a dataset's conventional cells. Raises ``DataError`` without any."""
+    def of(standard: Standard, energy: NDArray[np.float64] | None = None) -> Memory:
+        """The templates of a dataset's conventional cells. Raises ``DataError`` without any.
+
+        ``energy``: above the hull, eV/atom, of each of its structures, NaN where unknown.
+        """
         layout = standard.crystals.layout
         if layout.orbits is None or layout.space_group is None or not len(standard.source):
             raise DataError("the dataset holds no orbits", "make it again: crystalctl data prepare")
@@ -63,6 +84,7 @@ class Memory:
             layout.orbits.position.numpy(),
             layout.orbits.at_anchors(standard.crystals.species).numpy(),
             plain_cost(),
+            None if energy is None else _weight(energy[standard.source.numpy()]),
         )
 
     def save(self, path: Path) -> None:
@@ -78,6 +100,8 @@ class Memory:
             "species": self.species.astype(np.uint8),
             "cost": self.cost.astype(np.float16),
         }
+        if self.weight is not None:
+            tensors["weight"] = self.weight.astype(np.float16)
         header = {"kind": KIND, "version": str(FORMAT_VERSION)}
         write_atomic(path, save(tensors, header))
 
@@ -103,8 +127,9 @@ class Memory:
                 f"{path} holds no templates ({error})",
                 "use a file made by: crystalctl data prepare",
             ) from error
-        numbers = {k: v.astype(np.int64) for k, v in raw.items() if k != "cost"}
-        return Memory(**numbers, cost=raw["cost"].astype(np.float64))
+        real = {"cost", "weight"}
+        kinds = {k: np.float64 if k in real else np.int64 for k in raw}
+        return Memory(**{k: v.astype(kinds[k]) for k, v in raw.items()})
 
     @staticmethod
     def _of_dataset(path: Path, cost: NDArray[np.float64] | None) -> Memory:
@@ -113,19 +138,23 @@ class Memory:
         dataset = Dataset.load(path)
         if dataset.standard is None:
             raise DataError(f"{path} holds no orbits", "make it again: crystalctl data prepare")
-        memory = Memory.of(dataset.standard)
+        energy = dataset.properties.get(ENERGY_COLUMN)
+        memory = Memory.of(dataset.standard, None if energy is None else energy.double().numpy())
         return memory if cost is None else replace(memory, cost=cost)
 
     @cached_property
-    def by_counts(self) -> dict[tuple[int, ...], list[tuple[int, tuple[int, ...], Ints, Ints]]]:
-        """Atoms of each element, primitive cell, sorted -> (group, elements so, rows, species)."""
+    def by_counts(self) -> dict[tuple[int, ...], list[Entry]]:
+        """Atoms of each element, primitive cell, sorted -> the structures that have them."""
         size = tables().multiplicity
-        found: dict[tuple[int, ...], list[tuple[int, tuple[int, ...], Ints, Ints]]] = defaultdict(
-            list
-        )
+        found: dict[tuple[int, ...], list[Entry]] = defaultdict(list)
         ends = np.cumsum(self.n_orbits)
-        for group, start, end in zip(
-            self.group.tolist(), (ends - self.n_orbits).tolist(), ends.tolist(), strict=True
+        weight = np.ones(len(ends)) if self.weight is None else self.weight
+        for group, start, end, its in zip(
+            self.group.tolist(),
+            (ends - self.n_orbits).tolist(),
+            ends.tolist(),
+            weight.tolist(),
+            strict=True,
         ):
             rows, species = self.rows[start:end], self.species[start:end]
             counts: dict[int, int] = defaultdict(int)
@@ -134,7 +163,7 @@ class Memory:
             points = lattice_points(group)
             order = sorted(counts, key=lambda z: (counts[z], z))
             key = tuple(counts[z] // points for z in order)
-            found[key].append((group, tuple(order), rows, species))
+            found[key].append(Entry(group, tuple(order), rows, species, its))
         return found
 
     def propose(
@@ -153,10 +182,11 @@ class Memory:
         votes: dict[Orbits, dict[Orbits, float]] = defaultdict(lambda: defaultdict(float))
         orders = same_counts(wanted, composition)
         target = np.array(orders)
-        for group, elements, positions, species in self.by_counts.get(key, []):
-            if groups is not None and group not in groups:
+        for entry in self.by_counts.get(key, []):
+            elements, species = entry.elements, entry.species
+            if groups is not None and entry.group not in groups:
                 continue
-            there = positions.tolist()
+            there = entry.rows.tolist()
             if asked is not None and canonical_orbits((row, 1) for row in there) != asked:
                 continue
             change = self.cost[target, list(elements)].sum(1)
@@ -165,7 +195,7 @@ class Memory:
             pairs = tuple(
                 sorted((r, swap[z]) for r, z in zip(there, species.tolist(), strict=True))
             )
-            votes[canonical_orbits(pairs)][pairs] += math.exp(-float(change[best]))
+            votes[canonical_orbits(pairs)][pairs] += entry.weight * math.exp(-float(change[best]))
         ranked = sorted(
             ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
         )
@@ -184,6 +214,12 @@ class Memory:
                 if [row for row, _ in orbits] == sorted(rows)
             )
         return Chosen.of(best)
+
+
+def _weight(energy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of votes, from energies above the hull (eV/atom, NaN unknown): a Boltzmann factor."""
+    known = np.exp(-np.clip(energy, 0, None) / SOFTNESS)
+    return np.where(np.isnan(energy), UNKNOWN, known)
 
 
 def plain_cost() -> NDArray[np.float64]:

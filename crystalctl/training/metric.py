@@ -104,13 +104,14 @@ def _classes(memory: Memory) -> list[_Class]:
         slots = range(len(counts))
         orders = same_counts(slots, dict(enumerate(counts)))
         templates = []
-        for _, elements, rows, species in entries:
-            at = [tuple(sorted(rows[species == z].tolist())) for z in elements]
+        for entry in entries:
+            there = (entry.rows[entry.species == z] for z in entry.elements)
+            at = [tuple(sorted(rows.tolist())) for rows in there]
             forms = [canonical(tuple(at[slot] for slot in order)) for order in orders]
             templates.append([number.setdefault(form, len(number)) for form in forms])
         found.append(
             _Class(
-                torch.tensor([elements for _, elements, _, _ in entries]),
+                torch.tensor([entry.elements for entry in entries]),
                 torch.tensor(templates),
                 orders,
             )

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--proposer", help="other weights than the shipped ones")
     parser.add_argument("--templates", type=Path, default=shipped_templates())
+    parser.add_argument("--source", nargs="*", default=["votes", "proposer", "both"])
     options = parser.parse_args()
     dataset = Dataset.load(options.test)
     assert dataset.standard is not None
@@ -65,18 +67,19 @@ def main() -> None:
     memory = Memory.load(options.templates)
     mixture = Mixture(memory)
     mixture.__dict__["proposer"] = proposer
-    hits: dict[str, Counter[str]] = {name: Counter() for name in ("votes", "proposer", "both")}
+    sources: dict[str, Callable[[dict[int, int]], list[Orbits]]] = {
+        "votes": lambda c: forms(memory.propose(c, 20)),
+        "proposer": lambda c: [t for t, _ in proposer.propose(c, 20)],
+        "both": lambda c: forms(mixture.propose(c, 20)),
+    }
+    hits: dict[str, Counter[str]] = {name: Counter() for name in options.source}
     seconds, occurs = Counter[str](), 0
     for composition, true in entries:
         ways = forms(memory.propose(composition, 10**6))
         occurs += true in ways
-        for name, ask in (
-            ("votes", lambda c: forms(memory.propose(c, 20))),
-            ("proposer", lambda c: [t for t, _ in proposer.propose(c, 20)]),
-            ("both", lambda c: forms(mixture.propose(c, 20))),
-        ):
+        for name in options.source:
             start = time.monotonic()
-            found = ask(composition)
+            found = sources[name](composition)
             seconds[name] += time.monotonic() - start
             for n in FIRST:
                 hits[name][str(n)] += true in found[:n]

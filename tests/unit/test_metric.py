@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
+from strategies import symmetric_crystals
 
+from crystalctl.data.standard import Standard
 from crystalctl.retrieval import Memory, plain_cost
 from crystalctl.symmetry.wyckoff import position_row
 from crystalctl.templating import Chosen
@@ -68,3 +73,20 @@ def test_equivalent_descriptions_vote_together() -> None:
     asked = Memory(np.full(1, 225), np.full(1, 2), rows[:2], species[:2], plain_cost())
     ((chosen, _),) = asked.propose({17: 1, 11: 1}, 9, rows=[a, b])
     assert chosen.rows == (a, b)
+
+
+def test_low_energy_votes_count_more_and_unknown_ones_half(tmp_path):
+    """Two forms of one compound, three structures: the votes are Boltzmann factors."""
+    crystals = symmetric_crystals()
+    standard = Standard(crystals, torch.arange(len(crystals)))
+    energy = np.array([0.0, 0.08, np.nan, -0.1])
+    memory = Memory.of(standard, energy)
+    assert memory.weight is not None
+    assert np.allclose(memory.weight, [1, math.exp(-1), 0.5, 1])
+    memory.save(tmp_path / "m.safetensors")
+    again = Memory.load(tmp_path / "m.safetensors")
+    assert again.weight is not None
+    assert np.allclose(again.weight, memory.weight, atol=1e-3)
+    salt, perovskite = ({11: 1, 17: 1}, {38: 1, 22: 1, 8: 3})
+    assert again.propose(salt, 1)[0][1] == pytest.approx(1)
+    assert again.propose(perovskite, 1)[0][1] == pytest.approx(math.exp(-1), abs=1e-3)
