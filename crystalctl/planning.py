@@ -1,4 +1,4 @@
-"""A request -> the exact list of samples and the tiles they are drawn in.
+"""A request -> the exact list of samples.
 
 Everything here follows from the request and the statistics stored with the weights, never from the
 machine's free memory: the same request gives the same tiles, and so the same structures,
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 AUTO_UNITS = 4
 AUTO_ATOMS = 20
-MAX_TILE = 512
-EDGE_BUDGET = {"cpu": 8192}
-"""Atom pairs in one tile by kind of device; ``EDGE_BUDGET_ACCELERATOR`` for all others."""
-EDGE_BUDGET_ACCELERATOR = 524288
 _ENOUGH = 10
 """Training structures a histogram of formula units must hold before it is believed."""
 
@@ -57,6 +53,12 @@ class Sample:
     def stream(self) -> int:
         """The 63-bit name of this sample's random stream; no other sample shares it."""
         return stable_hash(f"{self.key}|{self.n_atoms}|{self.k}")
+
+    @property
+    def pairs(self) -> int:
+        """What a network call costs: pairs of a receiver (atom, or orbit) and an atom."""
+        receivers = self.n_atoms if self.template is None else len(self.template.rows)
+        return receivers * self.n_atoms
 
 
 def stable_hash(text: str) -> int:
@@ -230,7 +232,8 @@ def plan_templates(
     drawn: those ``source`` votes for, then what else the group allows or the training data occupy.
     Raises ``InputError`` when nothing fits.
     """
-    from crystalctl.templating import refuse_composition, turns
+    from crystalctl.refusals import refuse_composition
+    from crystalctl.templating import turns
 
     samples: list[Sample] = []
     for formula in formulas:
@@ -282,6 +285,8 @@ def _ways(
 
     groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
     ways = dict(source.propose(composition, n, groups=groups, rows=rows))
+    if symmetry is not None:
+        ways = {way: votes for way, votes in ways.items() if symmetry.admits(way)}
     if len(ways) < n:
         others = (
             known_templates(composition, statistics, n)
@@ -375,16 +380,3 @@ def _locate(weights: Sequence[int], point: float) -> int:
         if point < total:
             return index
     return max(i for i, weight in enumerate(weights) if weight)
-
-
-def tiles(samples: Sequence[Sample], device_kind: str) -> list[list[Sample]]:
-    """Batches of samples with equal numbers of atoms, in an order fixed by the request."""
-    budget = EDGE_BUDGET.get(device_kind, EDGE_BUDGET_ACCELERATOR)
-    by_size: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_size.setdefault(sample.n_atoms, []).append(sample)
-    found: list[list[Sample]] = []
-    for n_atoms, same in sorted(by_size.items()):
-        width = min(MAX_TILE, max(1, budget // n_atoms**2))
-        found += [same[i : i + width] for i in range(0, len(same), width)]
-    return found

@@ -13,8 +13,9 @@ from crystalctl.analysis.validity import invalid_reason
 from crystalctl.crystal.batch import Crystals, Layout, Target, Template
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import CrystalctlError
-from crystalctl.planning import Sample, tiles
+from crystalctl.planning import Sample
 from crystalctl.symmetry.wyckoff import orbits_of
+from crystalctl.tiles import tiles
 
 if TYPE_CHECKING:
     from crystalctl.io.results import RunFolder

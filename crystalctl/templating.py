@@ -9,12 +9,11 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from crystalctl.crystal.elements import symbol_of
 from crystalctl.errors import InputError
 from crystalctl.symmetry.assignments import (
     Assignment,
@@ -56,6 +55,11 @@ class Symmetry:
     named: bool = True
     rows: tuple[int, ...] | None = None
     allow_supergroup: bool = False
+
+    def admits(self, chosen: Chosen) -> bool:
+        """Whether a template can give what is asked: with equal elements its structures may all
+        have more symmetry than the group."""
+        return self.allow_supergroup or has_own_group(chosen.rows, chosen.species)
 
     def plain(self) -> dict[str, object]:
         """For the manifest."""
@@ -142,7 +146,8 @@ def parse_symmetry(
         rows = tuple(sorted(parse_wyckoff(groups[0], wyckoff)))
         if not allow_supergroup and not has_own_group(rows):
             raise InputError(
-                f"atoms on {describe(rows)} alone always have more symmetry than {_names(groups)}",
+                f"atoms on {describe(rows)} alone always have more symmetry than "
+                f"{names_of(groups)}",
                 "occupy a position with more freedom too, or add --allow-supergroup",
             )
     return Symmetry(tuple(groups), named, rows, allow_supergroup)
@@ -154,27 +159,30 @@ def predict_templates(
     """Up to ``n`` different templates for a composition (of the primitive cell), the best first.
 
     Order: how often the training data occupy these positions, then few orbits. Empty where the
-    multiplicities cannot add up.
+    multiplicities cannot add up, or only with more symmetry than asked for.
     """
     known: Counter[Orbits] = Counter()
     for text, count in statistics.templates.items():
         known[canonical_orbits((row, 0) for row in _split(text)[1])] += count
     found: dict[Orbits, tuple[tuple[int, int], Assignment, int]] = {}
     for group in symmetry.groups:
-        ways = (
-            iter(covers(symmetry.rows, composition))
-            if symmetry.rows is not None
-            else assignments(group, composition)
-        )
-        for way in islice(ways, MOST_ASSIGNMENTS):
+        for way in islice(ways_in(symmetry, group, composition), MOST_ASSIGNMENTS):
             seen = known[canonical_orbits((row, 0) for row, _ in way)]
             # Of descriptions that differ by the setting only the first is kept.
             found.setdefault(canonical_orbits(way), ((-seen, len(way)), way, group))
     ranked = sorted(found.values(), key=lambda item: item[0])
-    return [
+    chosen = (
         Chosen(group, tuple(row for row, _ in way), tuple(z for _, z in way))
-        for _, way, group in ranked[:n]
-    ]
+        for _, way, group in ranked
+    )
+    return list(islice(filter(symmetry.admits, chosen), n))
+
+
+def ways_in(symmetry: Symmetry, group: int, composition: Mapping[int, int]) -> Iterator[Assignment]:
+    """Every assignment of a composition to the positions asked for, or to any of ``group``."""
+    if symmetry.rows is not None:
+        return iter(covers(symmetry.rows, composition))
+    return assignments(group, composition)
 
 
 def known_templates(composition: Mapping[int, int], statistics: Statistics, n: int) -> list[Chosen]:
@@ -212,37 +220,6 @@ def turns(votes: Sequence[float], n: int) -> list[int]:
     return order
 
 
-def refuse_composition(
-    symmetry: Symmetry, unit: Mapping[int, int], units: Sequence[int], most: int
-) -> InputError:
-    """Why no number of formula units in ``units`` fits, and the nearest atom counts that do."""
-    per_unit = sum(unit.values())
-    name = "".join(f"{symbol_of(z)}{n if n > 1 else ''}" for z, n in unit.items())
-    tried = " or ".join(str(z * per_unit) for z in units)
-    where = _names(symmetry.groups)
-    if symmetry.rows is not None:
-        there = describe(symmetry.rows)
-        return InputError(
-            f"the positions {there} of {where} cannot hold {name}",
-            f"they have {atoms_of(symmetry.rows)} atoms in the primitive cell, "
-            f"{_sizes(symmetry.rows)}",
-        )
-    possible = [
-        z * per_unit
-        for z in range(1, max(most // per_unit, 1) + 1)
-        if any(
-            next(assignments(g, {e: z * c for e, c in unit.items()}), None) is not None
-            for g in symmetry.groups
-        )
-    ]
-    hint = f"possible up to {most} atoms: {', '.join(map(str, possible))}; use --num-atoms"
-    return InputError(
-        f"no Wyckoff positions of {where} add up to {name} with {tried} atoms "
-        "in the primitive cell",
-        hint if possible else f"no cell of {name} up to {most} atoms fits; choose another group",
-    )
-
-
 def generate_templates(
     symmetry: Symmetry,
     n: int,
@@ -265,7 +242,9 @@ def generate_templates(
             known[group][rows] = count
     usable = [g for g in symmetry.groups if _reachable(g, symmetry, statistics, num_atoms)]
     if not usable:
-        raise _no_size(symmetry, num_atoms or [], statistics.max_atoms)
+        from crystalctl.refusals import refuse_size
+
+        raise refuse_size(symmetry, num_atoms or [], statistics.max_atoms)
     weights = [sum(known[g].values()) + 1 for g in usable]
     chosen: list[Chosen] = []
     unknown: dict[int, None] = {}
@@ -309,7 +288,7 @@ def draw_positions(group: int, sizes: Sequence[int], draw: random.Random) -> tup
         if not left and has_own_group(tuple(sorted(rows))):
             return tuple(sorted(rows))
     raise InputError(
-        f"no combination of positions of {_names([group])} was found", "give other --num-atoms"
+        f"no combination of positions of {names_of([group])} was found", "give other --num-atoms"
     )
 
 
@@ -325,32 +304,17 @@ def _sizes_allowed(
     group: int, statistics: Statistics, num_atoms: Sequence[int] | None
 ) -> list[int]:
     """Atom counts asked for (or, without a wish, up to the training maximum) that can be."""
-    general = positions(group)[-1].multiplicity // lattice_points(group)
-    # The general position must fit in, or some groups could never be reached.
-    most = max(statistics.max_atoms, 20, general)
-    possible = possible_atom_counts(group, max([most, *(num_atoms or [])]))
+    possible = possible_atom_counts(group, largest_cell(group, statistics.max_atoms))
     if num_atoms is not None:
         return [n for n in possible if n in num_atoms]
     return possible
 
 
-def _no_size(symmetry: Symmetry, num_atoms: Sequence[int], most: int) -> InputError:
-    where = _names(symmetry.groups)
-    asked = ", ".join(map(str, num_atoms))
-    if symmetry.rows is not None:
-        return InputError(
-            f"the positions {describe(symmetry.rows)} have {atoms_of(symmetry.rows)} atoms in the "
-            f"primitive cell, not {asked}",
-            "leave out --num-atoms",
-        )
-    possible = sorted(
-        {n for g in symmetry.groups for n in possible_atom_counts(g, max(most, *num_atoms) * 2)}
-    )
-    near = sorted(sorted(possible, key=lambda n: min(abs(n - m) for m in num_atoms))[:4])
-    return InputError(
-        f"no positions of {where} add up to {asked} atoms in the primitive cell",
-        f"nearest possible: {', '.join(map(str, near))}",
-    )
+def largest_cell(group: int, max_atoms: int) -> int:
+    """Atoms of the largest cell drawn in a group."""
+    # The general position must fit in, or some groups could never be reached.
+    general = positions(group)[-1].multiplicity // lattice_points(group)
+    return max(max_atoms, 20, general)
 
 
 def _split(key: str) -> tuple[int, tuple[int, ...]]:
@@ -358,11 +322,6 @@ def _split(key: str) -> tuple[int, tuple[int, ...]]:
     return int(group), tuple(int(row) for row in rows.split(","))
 
 
-def _names(groups: Sequence[int]) -> str:
+def names_of(groups: Sequence[int]) -> str:
     shown = [f"{tables().symbols[g - 1]} ({g})" for g in groups[:3]]
     return ", ".join(shown) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
-
-
-def _sizes(rows: Sequence[int]) -> str:
-    points = lattice_points(int(tables().group[rows[0]]))
-    return " + ".join(f"{position(row).multiplicity // points}" for row in rows)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from crystalctl.symmetry.primitive import primitive_basis
+from crystalctl.symmetry.groups import primitive_basis
 from crystalctl.symmetry.tables import TRANSLATION_DENOMINATOR, Ints
 
 _SHIFTS = [k for k in range(TRANSLATION_DENOMINATOR) if k % 2 == 0 or k % 3 == 0]

@@ -7,13 +7,25 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from crystalctl.errors import InputError
 from crystalctl.symmetry.tables import N_GROUPS, Floats, Ints, tables
 
 FAMILIES = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "hexagonal", "cubic")
 """The six crystal families; hexagonal holds the trigonal groups, which use hexagonal axes."""
+PRIMITIVE_BASIS: dict[str, list[list[float]]] = {
+    "P": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "A": [[1, 0, 0], [0, 0.5, -0.5], [0, 0.5, 0.5]],
+    "C": [[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]],
+    "I": [[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]],
+    "F": [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]],
+    "R": [[2 / 3, 1 / 3, 1 / 3], [-1 / 3, 1 / 3, 1 / 3], [-1 / 3, -2 / 3, 1 / 3]],
+}
+"""Primitive basis vectors (rows) in the conventional basis; R in its obverse setting."""
 _NUMBER = re.compile(r"[+-]?\d+")
-_SETTING = re.compile(r":\s*\w+\s*$")
+_SETTING = re.compile(r"(:\s*\w+|(?<=\w)\s*[SZHRszhr])\s*$")
+"""``:2``, or the letter by which the ICSD tells settings apart, as in ``F d -3 m S``."""
 _DECORATION = re.compile(r"[\s_{}$\\]")
 
 
@@ -80,8 +92,14 @@ def operations(number: int) -> tuple[Ints, Floats]:
     return table.rotation[rows], table.translation[rows]
 
 
+@cache
+def primitive_basis(centring: str) -> Floats:
+    """Rows a, b, c of a primitive cell in the conventional basis, (3, 3)."""
+    return np.array(PRIMITIVE_BASIS[centring], dtype=float)
+
+
 def normalise_symbol(text: str) -> str:
-    """A symbol without blanks, underscores, setting (``:2``) and capitals: the key of look-ups."""
+    """A symbol without blanks, underscores, setting and capitals: the key of look-ups."""
     text = text.strip().replace("\u2212", "-").replace("\\bar", "-").replace("\u0305", "")
     return _DECORATION.sub("", _SETTING.sub("", text)).lower()
 

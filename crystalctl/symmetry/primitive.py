@@ -1,4 +1,4 @@
-"""Wyckoff positions in the primitive cell: its basis, and the atoms of an orbit that it holds."""
+"""Wyckoff positions in the primitive cell: the atoms of an orbit that it holds."""
 
 from __future__ import annotations
 
@@ -11,24 +11,10 @@ from torch import Tensor
 from crystalctl.crystal.batch import Layout
 from crystalctl.crystal.orbits import Orbits
 from crystalctl.crystal.sites import Sites
-from crystalctl.symmetry.tables import TRANSLATION_DENOMINATOR, Floats, tables
+from crystalctl.symmetry.groups import PRIMITIVE_BASIS, primitive_basis
+from crystalctl.symmetry.tables import TRANSLATION_DENOMINATOR, tables
 
-_BASIS: dict[str, list[list[float]]] = {
-    "P": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    "A": [[1, 0, 0], [0, 0.5, -0.5], [0, 0.5, 0.5]],
-    "C": [[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]],
-    "I": [[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]],
-    "F": [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]],
-    "R": [[2 / 3, 1 / 3, 1 / 3], [-1 / 3, 1 / 3, 1 / 3], [-1 / 3, -2 / 3, 1 / 3]],
-}
-"""Primitive basis vectors (rows) in the conventional basis; R in its obverse setting."""
-CENTRINGS = tuple(_BASIS)
-
-
-@cache
-def primitive_basis(centring: str) -> Floats:
-    """Rows a, b, c of a primitive cell in the conventional basis, (3, 3)."""
-    return np.array(_BASIS[centring], dtype=float)
+CENTRINGS = tuple(PRIMITIVE_BASIS)
 
 
 @cache

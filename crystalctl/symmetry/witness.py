@@ -7,30 +7,38 @@ from functools import lru_cache
 
 import numpy as np
 
+from crystalctl.symmetry.groups import primitive_basis
 from crystalctl.symmetry.tables import Floats, tables
 
 _SYMPREC_ANG = 1e-3
 
 
 @lru_cache(maxsize=4096)
-def has_own_group(rows: tuple[int, ...]) -> bool:
-    """Whether random anchors, another element on each orbit, have the group of ``rows`` exactly.
+def has_own_group(rows: tuple[int, ...], species: tuple[int, ...] | None = None) -> bool:
+    """Whether random anchors have the group of ``rows`` exactly; if not, no anchors do.
 
     ``rows``: table rows of one group. Positions such as 2a of P222 alone always give a supergroup.
+    ``species``: atomic number on each, without it another element on each: NaCl on 4a 4b 8c of
+    Fm-3m, chlorine on both 4a and 4b, is the CsCl structure.
     """
     import spglib
 
     table = tables()
     number = int(table.group[rows[0]])
     draw = np.random.default_rng(sum(rows))
-    frac, species = [], []
-    for kind, row in enumerate(rows, start=1):
+    # In the primitive cell, as spglib is several times faster with fewer atoms.
+    basis = primitive_basis(table.symbols[number - 1][0])
+    into = np.linalg.inv(basis)
+    frac, kinds = [], []
+    for kind, row in zip(species or range(1, len(rows) + 1), rows, strict=True):
         here = slice(int(table.first_operation[row]), int(table.first_operation[row + 1]))
         anchor = draw.random(3)
         placed = table.rotation[here] @ anchor + table.translation[here]
-        frac.append(placed % 1.0)
-        species += [kind] * len(placed)
-    cell = (_lattice(number, draw), np.concatenate(frac), species)
+        points = placed @ into % 1.0
+        points = points[np.unique(np.round(points, 6) % 1.0, axis=0, return_index=True)[1]]
+        frac.append(points)
+        kinds += [kind] * len(points)
+    cell = (basis @ _lattice(number, draw), np.concatenate(frac), kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
+import spglib
 import torch
+from test_symmetry_roundtrip import random_lattice
 
-from crystalctl.symmetry.groups import group, operations
+from crystalctl.symmetry.groups import group, operations, primitive_basis
+from crystalctl.symmetry.normaliser import relabellings
 from crystalctl.symmetry.tables import LETTERS, N_GROUPS, tables
 from crystalctl.symmetry.wyckoff import orbits_of, positions
 
@@ -106,6 +110,42 @@ def test_each_position_has_exactly_its_images():
         assert len(images) == table.multiplicity[row]
         assert images == unique_points(rotation @ anchor + translation)
         assert np.linalg.matrix_rank(rotation[0]) == table.freedom[row]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_letters_and_site_symmetries_are_those_of_spglib(number):
+    """spglib's own table of positions, which PyXtal's, the source of ours, does not come from.
+
+    One crystal with every position occupied. spglib may shift the origin, so that letters are
+    permuted, all of them together and only in ways that the normaliser has.
+    """
+    table, there = tables(), positions(number)
+    rng = np.random.default_rng(number)
+    basis = primitive_basis(group(number).centring)
+    frac, kinds = [], []
+    # Two general orbits more: one alone has more symmetry in groups such as P1 or Pc.
+    for kind, place in enumerate([*there, there[-1], there[-1]]):
+        mine = slice(*table.first_operation[place.row : place.row + 2])
+        points = table.rotation[mine] @ rng.random(3) + table.translation[mine]
+        points = points @ np.linalg.inv(basis) % 1.0
+        rounded = np.round(points, 6) % 1.0
+        frac.append(points[np.unique(rounded, axis=0, return_index=True)[1]])
+        kinds += [kind] * len(frac[-1])
+    lattice = basis @ random_lattice(number, rng, 27_000.0)
+    cell = (lattice, np.concatenate(frac), kinds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        facts = spglib.get_symmetry_dataset(cell, symprec=1e-4, hall_number=group(number).hall)
+    assert facts.number == number
+    found = set(zip(kinds, facts.wyckoffs, facts.site_symmetry_symbols, strict=True))
+    assert len(found) == len(there) + 2
+    seen = [(LETTERS.index(letter), site) for _, letter, site in sorted(found)][: len(there)]
+    assert tuple(letter for letter, _ in seen) in set(
+        map(tuple, (relabellings(number) - there[0].row).tolist())
+    )
+    assert [site for _, site in seen] == [there[letter].site_symmetry for letter, _ in seen]
+    for place, size in zip(there, map(len, frac), strict=False):
+        assert size * round(1 / np.linalg.det(basis)) == place.multiplicity
 
 
 def unique_points(points):

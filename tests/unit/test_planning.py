@@ -10,6 +10,7 @@ from crystalctl.crystal.elements import parse_formula
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
 from crystalctl.planning import (
+    Sample,
     choose_units,
     parse_atom_numbers,
     parse_units,
@@ -17,9 +18,10 @@ from crystalctl.planning import (
     plan_predict,
     spread,
     stable_hash,
-    tiles,
     unit_prior,
 )
+from crystalctl.templating import Chosen
+from crystalctl.tiles import tiles
 
 STATISTICS = Statistics(
     max_atoms=40,
@@ -116,6 +118,17 @@ def test_plan_and_tiles() -> None:
     many = plan_predict([parse_formula("SrTiO3")], 45, STATISTICS, units=[4])
     assert [len(tile) for tile in tiles(many, "cpu")] == [20, 20, 5]
     assert max(len(t) for t in tiles(plan_generate(1500, STATISTICS), "gpu")) == 512
+
+
+def test_templates_of_any_size_share_a_tile() -> None:
+    """Few large batches: one network call costs more than the pairs of a small template."""
+    small = Chosen(221, (1, 2), (11, 17))
+    large = Chosen(1, (0,) * 20, (8,) * 20)
+    plan = [Sample(1, "l", "", 20, 0, template=large), Sample(2, "s", "", 2, 0, template=small)]
+    plan += [Sample(k, "s", "", 3, k, template=small) for k in range(3, 60)]
+    assert [[s.number for s in tile] for tile in tiles(plan, "cpu")] == [[2, *range(3, 60), 1]]
+    many = [Sample(k, "l", "", 20, k, template=large) for k in range(50)]
+    assert [len(tile) for tile in tiles(many, "cpu")] == [20, 20, 10]
 
 
 def test_streams_are_pinned() -> None:

@@ -11,6 +11,7 @@ from strategies import symmetric_crystals
 from crystalctl.data.standard import Standard
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import DataError, InputError
+from crystalctl.refusals import refuse_composition
 from crystalctl.retrieval import Memory
 from crystalctl.symmetry.assignments import (
     assignments,
@@ -27,7 +28,6 @@ from crystalctl.templating import (
     generate_templates,
     parse_symmetry,
     predict_templates,
-    refuse_composition,
     turns,
 )
 
@@ -108,6 +108,46 @@ def test_nearest_counts_are_named() -> None:
     with pytest.raises(InputError, match="add up to 5 atoms") as raised:
         generate_templates(wish, 2, STATISTICS, num_atoms=[5], seed=0)
     assert "nearest possible: 3, 4, 6, 7" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("groups", "wyckoff", "composition", "units", "what", "hint"),
+    [
+        ([194], None, {11: 1, 17: 1}, [1], "add up to NaCl with 2 atoms", "20 atoms: 4, 8, 12, 16"),
+        ([194], "2a,2c", {11: 1, 17: 1}, [1], "2a 2c of P63/mmc", "up to 20 atoms: 4; use"),
+        # 24c, 24d and 16a, 16b hold it, in a cell the weights do not know
+        ([230], None, {38: 1, 22: 1, 8: 3}, [1, 2], "Ia-3d", "smallest cell that fits has 40"),
+        ([225], "4a,4b,8c", {11: 1, 17: 1}, [1, 2], "always has more symmetry", "--allow-super"),
+        ([225], None, {11: 1, 17: 1}, [2], "always has more symmetry", "20 atoms: 2, "),
+    ],
+)
+def test_refusals_say_what_is_possible(groups, wyckoff, composition, units, what, hint) -> None:
+    wish = parse_symmetry(groups, wyckoff)
+    assert wish is not None
+    error = refuse_composition(wish, composition, units, 20)
+    assert what in error.what
+    assert hint in error.hint
+
+
+def test_sizes_beyond_what_is_drawn_are_refused_at_once() -> None:
+    wish = parse_symmetry([225])
+    assert wish is not None
+    with pytest.raises(InputError, match="up to 48 atoms") as raised:
+        generate_templates(wish, 1, STATISTICS, num_atoms=[5000], seed=0)
+    assert "48" in raised.value.hint
+
+
+def test_elements_that_give_a_supergroup_are_not_proposed() -> None:
+    """Chlorine on 4a and 4b of Fm-3m is one simple cubic lattice, whatever sits on 8c."""
+    wish, loose = parse_symmetry([225]), parse_symmetry([225], allow_supergroup=True)
+    assert wish is not None
+    assert loose is not None
+    assert not predict_templates(wish, {11: 2, 17: 2}, STATISTICS, 5)
+    assert predict_templates(loose, {11: 2, 17: 2}, STATISTICS, 5)
+    a, b, c = parse_wyckoff(225, "4a,4b,8c")
+    assert wish.admits(Chosen(225, (a, b, c), (13, 25, 29)))
+    assert not wish.admits(Chosen(225, (a, b, c), (17, 17, 11)))
+    assert loose.admits(Chosen(225, (a, b, c), (17, 17, 11)))
 
 
 def test_known_templates_are_drawn_and_unknown_groups_reported() -> None:
