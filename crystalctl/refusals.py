@@ -11,11 +11,10 @@ from crystalctl.symmetry.assignments import (
     atoms_of,
     describe,
     lattice_points,
-    possible_atom_counts,
 )
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import position
-from crystalctl.templating import Chosen, Symmetry, largest_cell, names_of, ways_in
+from crystalctl.templating import Chosen, Symmetry, names_of, ways_in
 
 FURTHEST = 96
 """Atoms of the largest cell that a refusal names."""
@@ -66,32 +65,6 @@ def _exists(symmetry: Symmetry, unit: Mapping[int, int], z: int, *, admitted: bo
             if not admitted or symmetry.admits(Chosen.of(way)):
                 return True
     return False
-
-
-def refuse_size(symmetry: Symmetry, num_atoms: Sequence[int], most: int) -> InputError:
-    where = names_of(symmetry.groups)
-    asked = ", ".join(map(str, num_atoms))
-    if symmetry.rows is not None:
-        return InputError(
-            f"the positions {describe(symmetry.rows)} have {atoms_of(symmetry.rows)} atoms in the "
-            f"primitive cell, not {asked}",
-            "leave out --num-atoms",
-        )
-    largest = max(largest_cell(g, most) for g in symmetry.groups)
-    possible = sorted(
-        {n for g in symmetry.groups for n in possible_atom_counts(g, largest_cell(g, most))}
-    )
-    near = sorted(sorted(possible, key=lambda n: min(abs(n - m) for m in num_atoms))[:4])
-    hint = f"nearest possible: {', '.join(map(str, near))}"
-    if min(num_atoms) > largest:
-        return InputError(
-            f"--num-atoms is {asked}, in {where} up to {largest} atoms of the primitive cell "
-            "are drawn",
-            hint,
-        )
-    return InputError(
-        f"no positions of {where} add up to {asked} atoms in the primitive cell", hint
-    )
 
 
 def _sizes(rows: Sequence[int]) -> str:

@@ -242,9 +242,7 @@ def generate_templates(
             known[group][rows] = count
     usable = [g for g in symmetry.groups if _reachable(g, symmetry, statistics, num_atoms)]
     if not usable:
-        from crystalctl.refusals import refuse_size
-
-        raise refuse_size(symmetry, num_atoms or [], statistics.max_atoms)
+        raise _refuse_size(symmetry, num_atoms or [], statistics.max_atoms)
     weights = [sum(known[g].values()) + 1 for g in usable]
     chosen: list[Chosen] = []
     unknown: dict[int, None] = {}
@@ -304,17 +302,43 @@ def _sizes_allowed(
     group: int, statistics: Statistics, num_atoms: Sequence[int] | None
 ) -> list[int]:
     """Atom counts asked for (or, without a wish, up to the training maximum) that can be."""
-    possible = possible_atom_counts(group, largest_cell(group, statistics.max_atoms))
+    possible = possible_atom_counts(group, _largest_cell(group, statistics.max_atoms))
     if num_atoms is not None:
         return [n for n in possible if n in num_atoms]
     return possible
 
 
-def largest_cell(group: int, max_atoms: int) -> int:
+def _largest_cell(group: int, max_atoms: int) -> int:
     """Atoms of the largest cell drawn in a group."""
     # The general position must fit in, or some groups could never be reached.
     general = positions(group)[-1].multiplicity // lattice_points(group)
     return max(max_atoms, 20, general)
+
+
+def _refuse_size(symmetry: Symmetry, num_atoms: Sequence[int], most: int) -> InputError:
+    where = names_of(symmetry.groups)
+    asked = ", ".join(map(str, num_atoms))
+    if symmetry.rows is not None:
+        return InputError(
+            f"the positions {describe(symmetry.rows)} have {atoms_of(symmetry.rows)} atoms in the "
+            f"primitive cell, not {asked}",
+            "leave out --num-atoms",
+        )
+    largest = max(_largest_cell(g, most) for g in symmetry.groups)
+    possible = sorted(
+        {n for g in symmetry.groups for n in possible_atom_counts(g, _largest_cell(g, most))}
+    )
+    near = sorted(sorted(possible, key=lambda n: min(abs(n - m) for m in num_atoms))[:4])
+    hint = f"nearest possible: {', '.join(map(str, near))}"
+    if min(num_atoms) > largest:
+        return InputError(
+            f"--num-atoms is {asked}, in {where} up to {largest} atoms of the primitive cell "
+            "are drawn",
+            hint,
+        )
+    return InputError(
+        f"no positions of {where} add up to {asked} atoms in the primitive cell", hint
+    )
 
 
 def _split(key: str) -> tuple[int, tuple[int, ...]]:
