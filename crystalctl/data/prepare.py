@@ -148,14 +148,13 @@ def _raise_nothing(
     sources: Sequence[Path | str], rows_read: int, rejected: list[dict[str, Any]], large: int
 ) -> None:
     where = ", ".join(str(source) for source in sources)
-    if rows_read == 0:
-        raise DataError(f"{where} holds no rows", "check that the file is complete")
     reasons = ", ".join(f"{n} {reason}" for reason, n in count_reasons(rejected).items())
     parts = [p for p in (reasons, f"{large} with too many atoms" if large else "") if p]
     example = ""
     if rejected:
         first = rejected[0]
-        example = f"first: row {first['row']} ({first['id']}): {first.get('detail') or ''}".strip()
+        example = f"first: row {first['row']} ({first['id']}): "
+        example += first.get("detail") or first["reason"]
     raise DataError(
-        f"none of the {rows_read} rows of {where} can be used: {', '.join(parts)}", example
+        f"no row of {where} can be used, of {rows_read} read: {', '.join(parts)}", example
     )

@@ -1,19 +1,21 @@
 """Sources of structures -> raw rows: CSV, CIF files, extxyz, JSON lines, pymatgen JSON.
 
 Only splits a source into rows; parsing a row is ``records.parse_row``, in the worker processes.
+Damage never hides the rest: what was read before it counts, and it is a row of its own, rejected
+with its reason.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
-import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from crystalctl.data.records import SPLIT_NAMES, RawRow, csv_rows
+from crystalctl.data.parts import PARTS, damaged
+from crystalctl.data.records import SPLIT_NAMES, RawRow
 from crystalctl.errors import DataError
 
 SUPPORTED = (
@@ -32,16 +34,25 @@ SUFFIXES = {
 }
 
 _PEEK = 8192
+_BROKEN = (EOFError, zlib.error, csv.Error, OSError)
+"""What reading a damaged or cut stream raises."""
 
 
 def read_rows(sources: Sequence[Path | str]) -> Iterator[RawRow]:
-    """All rows of several sources, in order.
+    """All rows of several sources, in order; damaged places and empty files are rows too.
 
-    Raises ``DataError`` for a source that is missing, of an unknown kind, damaged or empty.
+    Raises ``DataError`` for a source that is missing or of an unknown kind. In a folder such a file
+    is a damaged row.
     """
-    for source in sources:
-        for path in _files(Path(source)):
-            yield from _read_file(path, Path(source))
+    for source in map(Path, sources):
+        for path in _files(source):
+            try:
+                yield from _read_file(path, source)
+            except DataError as error:
+                if path == source:
+                    raise
+                kind, payload, _ = damaged("file that cannot be read", error.what)
+                yield RawRow(kind, payload, str(path), 1, path.stem)
 
 
 def sniff(path: Path) -> str:
@@ -86,35 +97,46 @@ def _read_file(path: Path, source: Path) -> Iterator[RawRow]:
         return
     stem = path.name.split(".")[0]
     split = SPLIT_NAMES.get(stem.lower(), "")
+    number = 0
     try:
         with _open(path) as text:
             if b"\0" in text.buffer.peek(_PEEK):  # type: ignore[attr-defined]
                 raise DataError(f"{path} is not a text file in UTF-8", f"kinds: {SUPPORTED}")
-            for number, (row_kind, payload, name) in enumerate(_PARTS[kind](text, path), start=1):
-                yield RawRow(
-                    row_kind, payload, str(path), number, name or f"{stem}-{number}", split
-                )
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path} is damaged or cut short ({error})", "get the file again, or repack it"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error})") from error
+            for row_kind, payload, name in PARTS[kind](text, path):
+                number += 1
+                row_name = name or f"{stem}-{number}"
+                yield RawRow(row_kind, payload, str(path), number, row_name, split)
+        if number == 0:
+            yield RawRow(*damaged("file without rows")[:2], str(path), 1, stem)
+    except _BROKEN as error:
+        row_kind, payload, _ = damaged(*_consequence(error, number))
+        yield RawRow(row_kind, payload, str(path), number + 1, f"{stem}-{number + 1}")
+
+
+def _consequence(error: Exception, rows_before: int) -> tuple[str, str]:
+    """What a stream that breaks means for its rows: a reason, and more about it."""
+    if isinstance(error, gzip.BadGzipFile) and rows_before:
+        reason = "checksum that does not fit: rows of this file may be altered"
+        return reason, f"{error}, after {rows_before} rows"
+    return "damaged or cut short", f"{error}; the rest is lost"
 
 
 def _open(path: Path) -> TextIO:
     # A byte order mark would hide the first column's name or the first brace. One author's name in
     # Latin-1 must not cost the other rows.
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+    try:
+        if path.suffix.lower() == ".gz":
+            return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+        return path.open(encoding="utf-8-sig", errors="replace", newline="")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error})", "check its permissions") from error
 
 
 def _sniff_content(path: Path) -> str | None:
     try:
         with _open(path) as text:
             head = text.read(65536)
-    except (OSError, EOFError, zlib.error):
+    except (*_BROKEN, DataError):
         return None
     lines = [line.strip() for line in head.splitlines() if line.strip()]
     if not lines:
@@ -126,88 +148,3 @@ def _sniff_content(path: Path) -> str | None:
     if lines[0].isdigit() and len(lines) > 1 and "lattice=" in lines[1].lower():
         return "extxyz"
     return "cif" if any(line.startswith("_cell_length_a") for line in lines) else None
-
-
-Part = tuple[str, Any, str]
-"""Kind of row, payload, and an id where the source has one outside the row."""
-
-
-def _csv_parts(text: TextIO, path: Path) -> Iterator[Part]:
-    rows = csv_rows(text)
-    columns = [name for name in rows.fieldnames or [] if name]
-    if "cif" not in columns:
-        raise DataError(
-            f"{path} has no column named cif; its columns are: {', '.join(columns) or 'none'}",
-            "rename the column that holds the CIF text to cif",
-        )
-    for row in rows:
-        # A row longer than the header keeps its rest under None.
-        yield "csv", {name: value for name, value in row.items() if name}, ""
-
-
-def _jsonl_parts(text: TextIO, path: Path) -> Iterator[Part]:
-    for line in text:
-        if line.strip():
-            yield "json", line, ""
-
-
-def _json_parts(text: TextIO, path: Path) -> Iterator[Part]:
-    content = text.read()
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        if _is_object(content.lstrip().split("\n", 1)[0]):
-            yield from (("json", line, "") for line in content.splitlines() if line.strip())
-            return
-        raise DataError(f"{path} is not valid JSON ({error})", f"kinds: {SUPPORTED}") from error
-    if isinstance(document, Mapping):
-        if _is_record(document):
-            document = [document]
-        elif isinstance(document.get("entries"), list):
-            document = document["entries"]
-        elif isinstance(document.get("structures"), list):
-            document = document["structures"]
-    if isinstance(document, Mapping):
-        yield from (("json", value, str(name)) for name, value in document.items())
-    elif isinstance(document, list):
-        yield from (("json", value, "") for value in document)
-    else:
-        raise DataError(
-            f"{path} holds a JSON {type(document).__name__}, not structures",
-            "pymatgen JSON is a list of Structure dictionaries, or a dictionary id -> Structure",
-        )
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _is_record(document: Mapping[str, Any]) -> bool:
-    return bool({"@class", "sites", "structure", "frac"} & document.keys())
-
-
-def _extxyz_parts(text: TextIO, path: Path) -> Iterator[Part]:
-    """Cut the text into frames: a count, a comment line, then one line per atom."""
-    lines = iter(text)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if not line.strip().isdecimal():
-            # The frame borders are lost from here on, so nothing after can be trusted.
-            raise DataError(
-                f"{path}: frame {number} should begin with a number of atoms, "
-                f"found {line.strip()[:40]!r}",
-                "cut the file before that line, or write it again",
-            )
-        yield "extxyz", "".join([line, *islice(lines, int(line) + 1)]), ""
-
-
-_PARTS = {
-    "csv": _csv_parts,
-    "jsonl": _jsonl_parts,
-    "json": _json_parts,
-    "extxyz": _extxyz_parts,
-}

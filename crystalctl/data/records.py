@@ -6,6 +6,7 @@ rows that need them.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -198,7 +199,19 @@ def _parse_csv(row: Mapping[str, Any]) -> Entry:
 
 
 def _parse_cif_file(path: str) -> Entry:
-    return _parse_cif(Path(path).read_text(encoding="utf-8", errors="replace"))
+    return _parse_cif(decoded(Path(path).read_bytes()))
+
+
+def decoded(content: bytes) -> str:
+    """Text of a CIF; what Windows editors save begins with a mark of its encoding."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="replace")
+
+
+def _raise_damage(payload: tuple[str, str]) -> Entry:
+    """What the reader found to be no row at all."""
+    raise RowError(*payload)
 
 
 def _parse_cif(text: str) -> Entry:
@@ -249,6 +262,7 @@ _PARSERS: dict[str, Callable[[Any], Entry]] = {
     "csv": _parse_csv,
     "cif": _parse_cif_file,
     "extxyz": _parse_extxyz,
+    "damaged": _raise_damage,
 }
 
 

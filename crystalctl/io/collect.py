@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import json
 import os
@@ -16,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from crystalctl.data.readers import SUFFIXES, SUPPORTED, read_rows, sniff
-from crystalctl.data.records import Entry, RawRow, RowError, parse_row, row_id
+from crystalctl.data.records import Entry, RawRow, RowError, decoded, parse_row, row_id
 from crystalctl.errors import DataError, InputError
 from crystalctl.io.results import MANIFEST, RAW
 
@@ -168,15 +167,8 @@ def _raw_rows(path: Path, base: Path, scratch: Path) -> Iterator[RawRow | Row]:
 
 
 def _cif_rows(path: Path, name: str) -> Iterator[RawRow]:
-    text = _decoded(path.read_bytes())
+    text = decoded(path.read_bytes())
     yield from _blocks(text, name, str(Path(name).with_suffix("")))
-
-
-def _decoded(content: bytes) -> str:
-    """Text of a CIF; what Windows editors save begins with a mark of its encoding."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")
-    return content.decode("utf-8-sig", errors="replace")
 
 
 def _blocks(text: str, source: str, name: str) -> Iterator[RawRow]:
@@ -210,7 +202,7 @@ def _zip_rows(path: Path, name: str, scratch: Path) -> Iterator[RawRow | Row]:
                 yield Row(label, number, member.filename, None, f"cannot be unpacked: {error}")
                 continue
             if member.filename.lower().endswith(".cif"):
-                text = _decoded(content)
+                text = decoded(content)
                 yield from _blocks(text, label, str(Path(member.filename).with_suffix("")))
                 continue
             suffix = "".join(Path(member.filename).suffixes[-2:]).lower()

@@ -111,7 +111,7 @@ def test_output_that_cannot_be_written_is_refused_first(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.cif", BROKEN_CIF, "none of the 1 rows"),
+        ("x.cif", BROKEN_CIF, "of 1 read"),
         ("x.csv", "material_id,text\n1,2\n", "no column named cif"),
         ("x.weird", "hello", "not a kind of file"),
         ("x.jsonl", '{"id": 1}', "1 not a structure"),

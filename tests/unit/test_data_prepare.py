@@ -78,7 +78,7 @@ def test_near_atoms_are_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of the 1 rows .* 1 unknown element") as caught:
+    with pytest.raises(DataError, match=r"no row of .*, of 1 read: 1 unknown element") as caught:
         prepare([source(tmp_path, [row(species=["Cs", "Qq"])])], jobs=1)
     assert caught.value.exit_code == 2
     with pytest.raises(DataError, match="1 with too many atoms"):

@@ -170,11 +170,13 @@ def test_kind_from_the_content(tmp_path: Path) -> None:
         ("set.csv", b"material_id,structure\n1,2\n", "no column named cif"),
         ("set.json", b'{"a": [1, 2', "not valid JSON"),
         ("set.json", b"3.5", "JSON float"),
-        ("set.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-12], "damaged or cut short"),
+        ("set.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-12], "1 damaged or cut short"),
         ("set.jsonl.gz", b"plain text", "damaged or cut short"),
         ("set.jsonl", b"\xff\xfe\x00\x01", "not a text file"),
-        ("set.extxyz", b"\nnot a count\n", "should begin with a number of atoms"),
-        ("set.jsonl", b"\n", "holds no rows"),
+        ("set.extxyz", b"\nnot a count\n", "1 lines outside any frame"),
+        ("set.jsonl", b"\n", "file without rows"),
+        ("set.json", b"", "file without rows"),
+        ("set.csv", b"", "no column named cif; its columns are: none"),
     ],
 )
 def test_unusable_sources(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -234,8 +236,135 @@ def test_a_frame_that_promises_too_many_atoms_is_one_rejected_row(tmp_path: Path
 def test_a_frame_must_begin_with_plain_digits(tmp_path: Path) -> None:
     path = tmp_path / "set.extxyz"
     path.write_text("²\ncomment\n")
-    with pytest.raises(DataError, match="should begin with a number"):
+    (row,) = read_rows([path])
+    with pytest.raises(RowError, match="lines outside any frame"):
+        parse_row(row)
+
+
+def frame(name: str, *, count: str = "2", atoms: tuple[str, ...] = ("Mg 0 0 0", "O 2 2 2")) -> str:
+    comment = f'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 id="{name}"'
+    return "\n".join([count, comment, *atoms]) + "\n"
+
+
+def rejected(path: Path) -> tuple[list[str], list[tuple[int, str]]]:
+    """Ids that were kept, and row number and reason of the others."""
+    dataset = prepare([path], jobs=1)
+    bad = dataset.meta["rejected"]
+    assert dataset.meta["rows_read"] == len(dataset) + len(bad)
+    return dataset.ids, [(item["row"], item["reason"]) for item in bad]
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        ("nonsense\nmore of it\n", [(2, "lines outside any frame")]),
+        (frame("x", count="two"), [(2, "lines outside any frame")]),
+        (frame("x", atoms=("Mg 0 0 0",)), [(2, "the extxyz row cannot be read")]),
+        (frame("x", count="9"), [(2, "the extxyz row cannot be read")]),
+        (
+            frame("x", count="1"),
+            [(3, "lines outside any frame")],  # one atom of two: a frame, and a line too many
+        ),
+        ("\n\n", []),
+    ],
+)
+def test_a_damaged_frame_costs_only_itself(damage: str, lost: Any, tmp_path: Path) -> None:
+    path = tmp_path / "set.extxyz"
+    path.write_text(frame("first") + damage + frame("then") + frame("last"))
+    kept, bad = rejected(path)
+    assert [name for name in kept if name != "x"] == ["first", "then", "last"]
+    assert bad == lost
+
+
+def test_an_extxyz_cut_in_a_frame_keeps_the_frames_before(tmp_path: Path) -> None:
+    path = tmp_path / "set.extxyz"
+    path.write_text((frame("first") + frame("cut"))[:-9])
+    assert rejected(path) == (["first"], [(2, "the extxyz row cannot be read")])
+
+
+def _many(kind: str) -> str:
+    records = [record(rock_salt(), id=f"m-{n}") for n in range(400)]
+    if kind == "csv":
+        cif = rock_salt().to(fmt="cif").replace('"', "'")
+        return "material_id,cif\n" + "".join(f'm-{n},"{cif}"\n' for n in range(400))
+    if kind == "extxyz":
+        return "".join(frame(f"m-{n}") for n in range(400))
+    return "\n".join(map(json.dumps, records)) if kind == "jsonl" else json.dumps(records)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "extxyz"])
+def test_a_cut_gzip_keeps_what_came_before_the_cut(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"set.{kind}.gz"
+    whole = gzip.compress(_many(kind).encode(), mtime=0)
+    path.write_bytes(whole[: len(whole) // 2])
+    rows = list(read_rows([path]))
+    kept, (reason, detail) = rows[:-1], rows[-1].payload
+    assert len(kept) > 50
+    assert [parse_row(row).id for row in kept] == [f"m-{n}" for n in range(len(kept))]
+    assert (rows[-1].kind, reason) == ("damaged", "damaged or cut short")
+    assert "end-of-stream" in detail
+    assert rows[-1].number == len(rows)
+
+
+def test_a_wrong_checksum_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl.gz"
+    content = bytearray(gzip.compress(_many("jsonl").encode()))
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    kept, bad = rejected(path)
+    assert len(kept) == 400
+    ((number, reason),) = bad
+    assert number == 401
+    assert "rows of this file may be altered" in reason
+
+
+@pytest.mark.parametrize("form", ["list", "dictionary", "entries"])
+def test_a_cut_json_keeps_whole_structures(form: str, tmp_path: Path) -> None:
+    structures = [rock_salt().as_dict() for _ in range(6)]
+    named = {f"m-{n}": s for n, s in enumerate(structures)}
+    forms = {
+        "list": structures,
+        "dictionary": named,
+        "entries": {"about": {"version": 1}, "entries": structures},
+    }
+    text = json.dumps(forms[form])
+    path = tmp_path / "set.json"
+    path.write_text(text[: len(text) // 2])
+    rows = list(read_rows([path]))
+    usable = [row for row in rows[:-1] if "sites" in row.payload]
+    assert len(usable) == 2
+    assert rows[-1].payload[0] == "damaged or cut short"
+    if form == "dictionary":
+        assert [row.id for row in usable] == ["m-0", "m-1"]
+
+
+def test_one_structure_cut_short_is_no_structure(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(rock_salt().as_dict())[:-40])
+    with pytest.raises(DataError, match="not valid JSON"):
         list(read_rows([path]))
+
+
+def test_a_file_of_a_folder_that_cannot_be_read_is_a_rejected_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(record(rock_salt(), id="good")))
+    (tmp_path / "b.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "c.json").write_text('{"a": [1, 2')
+    (tmp_path / "d.extxyz").write_text("")
+    kept, bad = rejected(tmp_path)
+    assert kept == ["good"]
+    reasons = ["file that cannot be read", "file that cannot be read", "file without rows"]
+    assert [reason for _, reason in bad] == reasons
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_encodings_of_a_cif(encoding: str, tmp_path: Path) -> None:
+    text = "# Universität\r\n" + perovskite().to(fmt="cif").replace("\n", "\r\n")
+    (tmp_path / "one.cif").write_bytes(text.encode(encoding))
+    (tmp_path / "zero.cif").write_bytes(b"")
+    (tmp_path / "junk.cif").write_bytes(b"\x00\xff" * 99)
+    kept, bad = rejected(tmp_path)
+    assert kept == ["one"]
+    assert [reason for _, reason in bad] == ["CIF that cannot be read"] * 2
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
