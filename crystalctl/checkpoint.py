@@ -195,7 +195,9 @@ def load_model(
     if meta["task"] != task:
         raise WeightsError(
             f"{name_or_path} are weights to {meta['task']}, not to {task}",
-            f"use crystalctl {meta['task']}, or other weights",
+            "see crystalctl models"
+            if meta["task"] == "propose"
+            else f"use crystalctl {meta['task']}, or other weights",
         )
     model = build(meta)
     try:

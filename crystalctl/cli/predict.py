@@ -96,7 +96,7 @@ def read_formulas(path: Path) -> list[str]:
     from crystalctl.crystal.elements import parse_formula, reduced_key
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}", "give a text file, one formula a line") from error
     kept: dict[str, str] = {}

@@ -88,6 +88,11 @@ class Trainer:
             self.average,
             self.optimizer,
             n_crystals=len(train),
+            batching={
+                "size": self.loader.batch_size,
+                "in_epoch": self.loader.n_batches,
+                "processes": processes.world,
+            },
             writes=processes.rank == 0,
         )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -34,9 +34,10 @@ class Store:
         optimizer: torch.optim.Optimizer,
         *,
         n_crystals: int,
+        batching: Mapping[str, int],
         writes: bool,
     ) -> None:
-        self.out, self.writes = out, writes
+        self.out, self.writes, self.batching = out, writes, dict(batching)
         self.config = config
         self.model, self.average, self.optimizer = model, average, optimizer
         self.identity = {**describe(model, family), "n_crystals": n_crystals}
@@ -64,7 +65,7 @@ class Store:
         header = {
             "kind": "training state",
             **self.identity,
-            "training": asdict(self.config),
+            "training": {**asdict(self.config), "batching": self.batching},
             "counters": asdict(count),
         }
         write_file(self.out / STATE, header, _pack(self.model, self.average, self.optimizer))
@@ -85,8 +86,20 @@ class Store:
                 f"the run in {self.out} has another {', '.join(different) or 'kind of file'}",
                 "resume with the same --data, --model and settings, or choose another --out",
             )
+        self._check_batching(settings.get("batching", self.batching))
         _unpack(tensors, self.model, self.average, self.optimizer)
         return Counters(**header["counters"])
+
+    def _check_batching(self, before: Mapping[str, int]) -> None:
+        """With another number of processes a small last batch may be cut otherwise."""
+        if all(before[key] == self.batching[key] for key in ("size", "in_epoch")):
+            return
+        raise InputError(
+            f"the run in {self.out} has {before['in_epoch']} batches an epoch "
+            f"(processes: {before['processes']}), now it would have "
+            f"{self.batching['in_epoch']} (processes: {self.batching['processes']})",
+            f"resume with {before['processes']} again, or choose another --out",
+        )
 
 
 def _pack(

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run."""
+"""The README and the page of examples tell the truth: their commands run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs" / "guide" / "examples.md")
 
 
-def commands() -> list[str]:
-    """Lines of the README's code blocks that start with the program's name."""
-    blocks = re.findall(r"^```.*?\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+def commands(page: Path) -> list[str]:
+    """Lines of a page's code blocks that start with the program's name."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("crystalctl ")]
 
@@ -42,13 +45,22 @@ def write_scan(path: Path) -> None:
 
 
 def test_the_readme_has_the_commands_it_promises() -> None:
-    verbs = {line.split()[1] for line in commands()}
+    verbs = {line.split()[1] for line in commands(README)}
     assert {"predict", "generate", "evaluate", "data", "train", "models"} <= verbs
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [README, *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_commands_run(shell, tmp_path: Path) -> None:
     write_structures(tmp_path / "structures.csv")
     write_scan(tmp_path / "scan.xy")
-    for line in commands():
-        done = shell(line)
-        assert done.stdout.strip(), line
+    for line in dict.fromkeys(line for page in PAGES for line in commands(page)):
+        assert shell(line).stdout.strip(), line

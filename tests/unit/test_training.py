@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from crystalctl.checkpoint import load_model, read_file
 from crystalctl.errors import DataError, InputError, TrainingError
 from crystalctl.models.diffcsp import DiffCSP
 from crystalctl.training.loop import Trainer
+from crystalctl.training.parallel import Processes
 from crystalctl.training.run import _datasets, train
 from crystalctl.training.store import BEST, LATEST, STATE
 
@@ -326,7 +328,7 @@ def run_driver(folder: Path, launcher: list[str], **values: Any) -> subprocess.C
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -429,6 +431,42 @@ def test_resuming_with_another_batch_size_is_refused(data, tmp_path, monkeypatch
     for change in ({"batch_size": 5}, {"optimizer": "adam"}, {"seed": 1}):
         with pytest.raises(InputError, match="another"):
             train("diffcsp", data=data, out=out, settings=settings(**change), resume=True)
+
+
+def test_another_number_of_processes_resumes_where_it_cuts_the_same_batches(tmp_path, monkeypatch):
+    """9 crystals in batches of 4: the last one is a batch of its own for 1 process, not for 2."""
+
+    @contextmanager
+    def two(device):
+        yield Processes(rank=0, world=2), device
+
+    def as_one_of_two():
+        monkeypatch.undo()
+        monkeypatch.setattr("crystalctl.training.run.processes", two)
+        monkeypatch.setattr(Processes, "wrap", lambda self, module: module)
+        monkeypatch.setattr(Processes, "sum", lambda self, value: value)
+
+    for n in (9, 10):
+        crystals = write_dataset(tmp_path / f"{n}.safetensors", n)
+        out = tmp_path / f"run-{n}"
+        stop_after(monkeypatch, 2)
+        train("diffcsp", data=crystals, out=out, settings=settings(chunk_edges=999))
+        as_one_of_two()
+        if n == 10:
+            train(
+                "diffcsp", data=crystals, out=out, settings=settings(chunk_edges=999), resume=True
+            )
+            continue
+        before = (out / STATE).read_bytes()
+        with pytest.raises(
+            InputError, match=r"3 batches an epoch \(processes: 1\), now .* 2 \(pro"
+        ) as caught:
+            train(
+                "diffcsp", data=crystals, out=out, settings=settings(chunk_edges=999), resume=True
+            )
+        assert "resume with 1 again" in caught.value.hint
+        assert (out / STATE).read_bytes() == before
+        monkeypatch.undo()
 
 
 def test_the_model_is_the_family_asked_for(data, tmp_path):

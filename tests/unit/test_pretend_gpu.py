@@ -1,0 +1,121 @@
+"""Training and sampling on a device that is not the CPU, as far as a CPU can show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pretend_gpu import OnGpu, pretend_gpu
+from strategies import FAMILY_TASKS, crystals_for, templates, tiny_model
+
+from crystalctl.crystal.batch import Target
+from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.models import FAMILIES
+from crystalctl.training.logbook import Logbook
+from crystalctl.training.loop import Trainer
+from crystalctl.training.parallel import Processes
+from crystalctl.training.settings import TrainConfig
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    with pretend_gpu(monkeypatch) as device:
+        yield device
+
+
+def test_the_pretended_device_refuses_what_a_real_one_refuses(gpu: Any) -> None:
+    x = torch.arange(4.0, device=gpu.device, requires_grad=True)
+    assert isinstance(x, OnGpu)
+    (x * x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.device == gpu.device
+    assert not gpu.reads
+    with pytest.raises(RuntimeError, match="two devices"):
+        x + torch.ones(4)
+    assert x.sum().item() == 6.0
+    assert x.detach()[torch.tensor([True, False, True, False], device=gpu.device)].shape == (2,)
+    assert len(gpu.reads) == 2
+    gpu.strict = True
+    for read in (x.tolist, x.cpu, x.nonzero, lambda: bool(x.sum() > 0)):
+        with pytest.raises(RuntimeError, match="wait"):
+            read()
+    with pytest.raises(RuntimeError, match="sends"):
+        torch.tensor([1.0], device=gpu.device)
+
+
+def trainer(family: str, task: str, device: torch.device, out: Any) -> Trainer:
+    crystals = crystals_for(family)
+    config = TrainConfig(
+        epochs=2, batch_size=2, warmup_steps=0, precision="fp32", compile=False, chunk_edges=16
+    )
+    return Trainer(
+        tiny_model(family, task, crystals),
+        family,
+        config,
+        train=crystals,
+        val=crystals,
+        out=out,
+        device=device,
+        processes=Processes(),
+        logbook=Logbook(out / "metrics.jsonl", active=True, progress=None),
+    )
+
+
+@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
+def test_a_training_run_is_that_of_the_cpu(family: str, task: str, gpu: Any, tmp_path: Any) -> None:
+    runs = {}
+    for name, device in (("cpu", torch.device("cpu")), ("gpu", gpu.device)):
+        folder = tmp_path / name
+        folder.mkdir()
+        runs[name] = trainer(family, task, device, folder)
+        assert runs[name].run() == "finished"
+    assert runs["gpu"].count.best == pytest.approx(runs["cpu"].count.best, rel=1e-5)
+    for one, other in zip(*(r.model.parameters() for r in runs.values()), strict=True):
+        assert isinstance(other, torch.nn.Parameter)
+        assert other.device == gpu.device
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
+    again = trainer(family, task, gpu.device, tmp_path / "gpu")
+    again.resume()
+    assert again.count.step == runs["gpu"].count.step
+
+
+HOST_READS = {"diffcsp": 0, "diffcsp_pp": 9}
+"""Times the host waits for the device in one network call of training, at most."""
+
+
+@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
+def test_reads_of_a_training_step(family: str, task: str, gpu: Any, tmp_path: Any) -> None:
+    run = trainer(family, task, gpu.device, tmp_path)
+    _, batch = next(run._batches())
+    run._train_step(batch)  # tables that are made once
+    gpu.reads.clear()
+    run._train_step(batch)
+    print(family, task, len(batch.chunks), gpu.reads, gpu.sent)
+    assert len(gpu.reads) <= HOST_READS[family] * len(batch.chunks)
+
+
+def wanted(family: str, task: str) -> list[Target]:
+    if FAMILIES[family].symmetric:
+        return [Target(template=template) for template in templates()]
+    if task == "predict":
+        return [Target(composition={11: 1, 17: 1}), Target(composition={22: 1, 8: 2})]
+    return [Target(n_atoms=3), Target(n_atoms=2, elements=frozenset({8, 12}))]
+
+
+@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
+def test_sampling_is_that_of_the_cpu_and_never_waits(family: str, task: str, gpu: Any) -> None:
+    targets = wanted(family, task)
+    model = tiny_model(family, task, crystals_for(family))
+    stream = torch.arange(len(targets))
+    expected = model.sample(targets, NoiseSource(3, stream))
+    model.to(gpu.device)
+
+    def after(step: int, steps: int) -> None:
+        gpu.strict = step < steps
+
+    drawn = model.sample(targets, NoiseSource(3, stream.to(gpu.device)), on_step=after)
+    assert drawn.frac.device == gpu.device
+    torch.testing.assert_close(drawn.lattice.cpu(), expected.lattice, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drawn.frac.cpu(), expected.frac, rtol=1e-4, atol=1e-4)
+    assert drawn.species.cpu().tolist() == expected.species.tolist()
