@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "pretend"
 aten = torch.ops.aten
@@ -160,6 +163,14 @@ def _waits(func: Any, args: Any, kwargs: Any) -> bool:
 _the: PretendGpu
 
 
+class _Backend(_DummyBackendModule):
+    """What ``torch.autocast`` asks of a device; it casts nothing there."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """bf16, as on a GPU."""
+        return [torch.bfloat16]
+
+
 class _Stream:
     def wait_stream(self, other: Any) -> None:
         """Operations run one after the other anyway."""
@@ -170,7 +181,7 @@ def pretend_gpu(monkeypatch: Any) -> Iterator[PretendGpu]:
     """The device, with all that ``models/device.py`` asks of ``torch.cuda``."""
     global _the
     if torch._C._get_privateuse1_backend_name() != NAME:
-        _setup_privateuseone_for_python_backend(NAME)
+        _setup_privateuseone_for_python_backend(NAME, _Backend())
     _the = PretendGpu()
 
     @contextmanager

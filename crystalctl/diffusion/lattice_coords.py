@@ -8,6 +8,7 @@ sqrt 3. Ref: Prop. 1 and Sec. 4.1, arXiv:2402.03992.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,12 @@ def family_basis(dtype: torch.dtype = torch.float64) -> Tensor:
     return basis
 
 
+@cache
+def _basis_on(device: torch.device) -> Tensor:
+    """``family_basis`` in float64, sent to the device once."""
+    return family_basis().to(device)
+
+
 def to_family6(lattice: Tensor) -> Tensor:
     """(C, 3, 3) rows in Å -> the coefficients k of 1/2 log(L L^T), (C, 6), in float64.
 
@@ -35,7 +42,7 @@ def to_family6(lattice: Tensor) -> Tensor:
     matrix = lattice.double()
     value, vector = torch.linalg.eigh(matrix @ matrix.transpose(1, 2))
     log = (vector * (0.5 * value.clamp(min=1e-12).log())[:, None]) @ vector.transpose(1, 2)
-    return torch.einsum("cij,kij->ck", log, family_basis().to(log.device))
+    return torch.einsum("cij,kij->ck", log, _basis_on(log.device))
 
 
 def from_family6(k: Tensor) -> Tensor:
@@ -44,8 +51,7 @@ def from_family6(k: Tensor) -> Tensor:
     By scaling, series and squaring with fixed counts: relative error below 1e-12 for norms of S
     up to 20. ``torch.linalg.matrix_exp`` looks at the numbers to choose its own: a GPU must wait.
     """
-    basis = family_basis().to(k.device)
-    small = torch.einsum("ck,kij->cij", k.double(), basis) / 2**_SQUARINGS
+    small = torch.einsum("ck,kij->cij", k.double(), _basis_on(k.device)) / 2**_SQUARINGS
     one = torch.eye(3, dtype=small.dtype, device=k.device).expand_as(small)
     lattice = one
     for order in range(_SERIES, 0, -1):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -256,26 +257,39 @@ def unit_of(position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
     """Everything fixed of a batch: ``position`` (O,), ``n_orbits`` (C,), ``groups`` (C,)."""
     device = position.device
     orbits = orbits_of(position, n_orbits)
-    table, rows = tables(), groups.cpu() - 1
-    free = torch.tensor(table.lattice_free)[rows].to(device)
-    fixed = torch.tensor(table.lattice_fixed, dtype=torch.float32)[rows].to(device)
-    centring = centring_index()[rows + 1].to(device)
-    points = n_lattice_points()[rows + 1].to(device)
+    table = _group_tables(device)
+    free = table["free"][groups]
     sites = sites_of(orbits)
-    atoms = (sites.atoms.n_atoms * points).float()
+    atoms = (sites.atoms.n_atoms * table["points"][groups]).float()
     offset = torch.zeros(len(groups), 6, device=device)
     offset[:, 5] = (VOLUME_MEAN + atoms.log() / math.sqrt(3)) / SCALE[5]
     return Unit(
         sites.layout,
         sites,
         free,
-        torch.where(free, 0.0, fixed / _scale(device)),
+        torch.where(free, 0.0, table["fixed"][groups] / _scale(device)),
         offset,
-        F.one_hot(centring, len(CENTRINGS)).float(),
-        primitive_bases().to(device)[centring],
+        table["centring"][groups],
+        table["basis"][groups],
     )
 
 
+@cache
+def _group_tables(device: torch.device) -> dict[str, Tensor]:
+    """By group number, row 0 unused: what its lattice leaves free, centring, lattice points."""
+    free = torch.tensor(tables().lattice_free)
+    fixed = torch.tensor(tables().lattice_fixed, dtype=torch.float32)
+    found = {
+        "free": torch.cat([free[:1], free]),
+        "fixed": torch.cat([fixed[:1], fixed]),
+        "centring": F.one_hot(centring_index(), len(CENTRINGS)).float(),
+        "basis": primitive_bases()[centring_index()],
+        "points": n_lattice_points(),
+    }
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+@cache
 def _scale(device: torch.device) -> Tensor:
     return torch.tensor(SCALE, device=device)
 

@@ -80,8 +80,9 @@ def test_a_training_run_is_that_of_the_cpu(family: str, task: str, gpu: Any, tmp
     assert again.count.step == runs["gpu"].count.step
 
 
-HOST_READS = {"diffcsp": 0, "diffcsp_pp": 9}
-"""Times the host waits for the device in one network call of training, at most."""
+HOST_READS = {"diffcsp": 0, "diffcsp_pp": 5}
+"""Times the host waits for the device in one network call of training; docs/guide/train.md says
+which. A family that is not named here never waits."""
 
 
 @pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
@@ -91,8 +92,7 @@ def test_reads_of_a_training_step(family: str, task: str, gpu: Any, tmp_path: An
     run._train_step(batch)  # tables that are made once
     gpu.reads.clear()
     run._train_step(batch)
-    print(family, task, len(batch.chunks), gpu.reads, gpu.sent)
-    assert len(gpu.reads) <= HOST_READS[family] * len(batch.chunks)
+    assert len(gpu.reads) == HOST_READS.get(family, 0) * len(batch.chunks), gpu.reads
 
 
 def wanted(family: str, task: str) -> list[Target]:
