@@ -31,6 +31,7 @@ def generate(
     relax: running.Relax = None,
     calculator: running.Calculator = None,
     hull: running.Hull = None,
+    rank_by: running.RankBy = "score",
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
@@ -62,5 +63,6 @@ def generate(
         relax=relax,
         calculator=calculator,
         hull=hull,
+        rank_by=rank_by,
         resume=resume,
     )

@@ -49,6 +49,7 @@ def predict(
     relax: running.Relax = None,
     calculator: running.Calculator = None,
     hull: running.Hull = None,
+    rank_by: running.RankBy = "score",
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
@@ -83,6 +84,7 @@ def predict(
         relax=relax,
         calculator=calculator,
         hull=hull,
+        rank_by=rank_by,
         resume=resume,
     )
 

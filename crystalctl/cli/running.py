@@ -59,6 +59,10 @@ Calculator = Annotated[
 Hull = Annotated[
     Path | None, typer.Option(help="Reference energies (`data energies`): rank by E hull.")
 ]
+RankBy = Annotated[
+    str,
+    typer.Option(help="Order of what is relaxed: score (energy and votes), or energy alone."),
+]
 Wavelength = Annotated[
     str, typer.Option(help="Of powder patterns: Å, or a name like CuKa, MoKa1, CoKa.")
 ]

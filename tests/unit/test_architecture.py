@@ -57,6 +57,7 @@ ABOVE = {
     "energies",
     "evaluating",
     "gathering",
+    "ordering",
     "overview",
     "relaxing",
     "sampling",
