@@ -63,34 +63,23 @@ def compute_energies(
     stem = path.name.split(".")[0]
     label = calculator.replace(":", "-")
     target = Path(out) if out is not None else path.parent / f"{stem}-{label}.jsonl"
-    header = {
-        "kind": KIND,
-        "calculator": potential.name,
-        "source": path.name,
-        "structures": len(rows),
-        "relaxed": relaxed,
-    }
+    header = {"kind": KIND, "calculator": potential.name, "source": path.name}
+    header |= {"structures": len(rows), "relaxed": relaxed}
     done, known = _done(target, header)
     todo = [i for i in able if i not in done]
     # Alike sizes make the best batches; a step limit of one leaves a structure where it is.
     todo.sort(key=lambda i: len(rows[i].entry.numbers))  # type: ignore[union-attr]
     settings = Settings(max_steps=max_steps if relaxed else 1)
-    failed = sum(bool(reason) for reason in done.values())
     lacking = sorted(_elements(rows) - known) if elements else []
+    structures = _Structures(rows, todo)
     with target.open("a") as notes:
         if not notes.tell():
             notes.write(json.dumps(header) + "\n")
-        found = relax(potential, _Structures(rows, todo), settings)
-        for count, (place, result) in enumerate(found, start=1):
-            row = rows[todo[place]]
-            line = {
-                "index": todo[place],
-                "id": row.id,
-                "formula": _Structures(rows, todo)[place].composition.formula,
-                "energy_ev": result.energy,
-                "reason": result.reason,
-            }
-            failed += bool(result.reason)
+        for count, (place, result) in enumerate(relax(potential, structures, settings), start=1):
+            index = todo[place]
+            line = {"index": index, "id": rows[index].id, "formula": structures.formula(place)}
+            line |= {"energy_ev": result.energy, "reason": result.reason}
+            done[index] = result.reason
             notes.write(json.dumps(line) + "\n")
             notes.flush()
             if on_progress is not None:
@@ -101,8 +90,9 @@ def compute_energies(
             if on_progress is not None:
                 on_progress("elements", count, len(lacking))
         os.fsync(notes.fileno())
-    failed += len(rows) - len(able)
-    return Energies(target, potential.name, len(rows), len(todo), failed, len(known) + len(lacking))
+    failed = sum(map(bool, done.values())) + len(rows) - len(able)
+    elemental = len(known) + len(lacking)
+    return Energies(target, potential.name, len(rows), len(todo), failed, elemental)
 
 
 def _elements(rows: Sequence[Row]) -> set[str]:
@@ -141,6 +131,10 @@ class _Structures(Sequence[Any]):
         entry = self._rows[self._chosen[place]].entry
         assert entry is not None
         return Structure(Lattice(entry.lattice), entry.numbers.tolist(), entry.frac)
+
+    def formula(self, place: int) -> str:
+        """Of the whole cell."""
+        return str(self[place].composition.formula)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))

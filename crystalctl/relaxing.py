@@ -30,6 +30,8 @@ DONE, SETTINGS, REPORT = "done.jsonl", "settings.json", "report.html"
 STRUCTURES = "structures.extxyz"
 """All ranked structures with energies and E_hull, which ``evaluate`` reads."""
 OnProgress = Callable[[str, int, int], None]
+Found = tuple[dict[str, Any], Symmetric | None]
+"""A row of the table, and its symmetric cell where it is ranked."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +90,12 @@ def relax_all(
     how = how if move else replace(how, max_steps=1)
     verb = "relaxed" if move else "ranked"
     folder = Path(out) if out is not None else _beside(Path(given[0]), verb)
-    known = {
-        "verb": verb,
-        "calculator": potential.name,
-        **how.plain(),
-        "structures": len(rows),
-        "sha256": _digest(rows),
-    }
+    known = {"verb": verb, "calculator": potential.name, **how.plain(), **_digest(rows)}
     done = _claim(folder, known, resume=resume)
     _relax_missing(folder, rows, done, potential, how, on_progress)
     found = rank_rows(rows, done, hull=reference, by=by, on_progress=on_progress)
     _remove_old(folder, verb)
-    structures = {}
-    for row, symmetric in found:
-        if symmetric is not None:
-            structures[row["rank"]] = symmetric.structure
-            name = f"{row['rank']:03d}_{row['formula']}_{symbol_of(symmetric)}.cif"
-            row["file"] = name.replace("/", "-")
-            write_atomic(folder / row["file"], structure_text(symmetric, "cif", info={}))
+    structures = _write_structures(folder, found)
     result = Relaxation(
         [row for row, _ in found],
         structures,
@@ -125,7 +115,7 @@ def _beside(path: Path, verb: str) -> Path:
     return path.parent / f"{stem or 'structures'}-{verb}"
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def _digest(rows: Sequence[Row]) -> dict[str, Any]:
     """What the structures are: another set of as many is not the run to be resumed."""
     found = hashlib.sha256()
     for row in rows:
@@ -133,7 +123,7 @@ def _digest(rows: Sequence[Row]) -> str:
         if row.entry is not None:
             for part in (row.entry.lattice, row.entry.frac, row.entry.numbers):
                 found.update(part.tobytes())
-    return found.hexdigest()
+    return {"structures": len(rows), "sha256": found.hexdigest()}
 
 
 def _remove_old(folder: Path, verb: str) -> None:
@@ -208,7 +198,19 @@ def _plain(result: Relaxed) -> dict[str, Any]:
     return facts
 
 
-def _write(result: Relaxation, found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> None:
+def _write_structures(folder: Path, found: Sequence[Found]) -> dict[int, Any]:
+    """Write a CIF of each ranked structure and name it in its row; all of them by rank."""
+    structures = {}
+    for row, symmetric in found:
+        if symmetric is not None:
+            structures[row["rank"]] = symmetric.structure
+            name = f"{row['rank']:03d}_{row['formula']}_{symbol_of(symmetric)}.cif"
+            row["file"] = name.replace("/", "-")
+            write_atomic(folder / row["file"], structure_text(symmetric, "cif", info={}))
+    return structures
+
+
+def _write(result: Relaxation, found: Sequence[Found]) -> None:
     verb = "relaxed" if result.moved else "ranked"
     columns = list(dict.fromkeys(name for row in result.rows for name in row))
     text = io.StringIO()
@@ -245,7 +247,7 @@ def _labelled(result: Relaxation) -> Iterator[tuple[Any, Any, list[int], dict[st
         yield structure.lattice.matrix, structure.frac_coords, numbers, info
 
 
-def _entries(found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> Iterator[Entry]:
+def _entries(found: Sequence[Found]) -> Iterator[Entry]:
     for row, symmetric in found:
         if symmetric is not None:
             yield Entry(

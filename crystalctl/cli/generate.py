@@ -37,11 +37,8 @@ def generate(
     quiet: running.Quiet = False,
 ) -> None:
     """Generate crystals without a formula, merged and ranked."""
-    from crystalctl import api
-
     running.run_and_show(
-        api.generate,
-        name="generate",
+        "generate",
         as_json=as_json,
         quiet=quiet,
         n=n,

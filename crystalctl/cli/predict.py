@@ -56,11 +56,8 @@ def predict(
 ) -> None:
     """Predict crystal structures from a formula, merged and ranked."""
     wanted = [*(formula or []), *(read_formulas(formulas) if formulas else [])]
-    from crystalctl import api
-
     running.run_and_show(
-        api.predict,
-        name="predict",
+        "predict",
         as_json=as_json,
         quiet=quiet,
         formulas=wanted,
