@@ -18,7 +18,9 @@ MAX_ATOMS = 12
 """Atoms in the primitive cell. Larger lattices (α-Mn, S8, β-boron) cost most of the time; what
 stands for them is within some 0.05 eV/atom."""
 SCALES = (0.85, 1.0, 1.15, 1.35)
-"""Shortest distance in units of the covalent diameter at which each lattice is tried."""
+"""Shortest distance in units of the covalent diameter at which each lattice is tried; of the van
+der Waals diameter for noble gases, whose atoms are not bound."""
+NOBLE = (2, 10, 18, 36, 54, 86)
 LEAST_ANG3 = 4.5
 """Volume of an atom in Å³ below which a lattice is not tried: oxygen packed like copper at the
 distance of its molecule is no crystal, and has a thousand neighbours an atom. Diamond has 5.6."""
@@ -87,14 +89,15 @@ def lattices() -> tuple[tuple[str, Any], ...]:
 
 
 def _scaled(structure: Any, symbol: str, factor: float) -> Any:
-    """The lattice with another element, its shortest distance ``factor`` covalent diameters."""
-    from ase.data import atomic_numbers, covalent_radii
+    """The lattice with another element, its shortest distance ``factor`` diameters of an atom."""
+    from ase.data import atomic_numbers, covalent_radii, vdw_radii
     from pymatgen.core import Structure
 
     number = atomic_numbers[symbol]
     # Neighbours include an atom's own images: a cell of one atom has no other distance.
     centre, _, _, lengths = structure.get_neighbor_list(float(max(structure.lattice.abc)) + 0.1)
     assert len(centre)
-    wanted = factor * 2 * float(covalent_radii[number])
+    radii = vdw_radii if number in NOBLE else covalent_radii
+    wanted = factor * 2 * float(radii[number])
     lattice = structure.lattice.matrix * (wanted / float(lengths.min()))
     return Structure(lattice, [number] * len(structure), structure.frac_coords)
