@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from crystalctl.analysis.scoring import check_order
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def check_wish(options: Options, formulas: Sequence[str]) -> None:
 
     ``formulas``: those to be predicted, none for a generation.
     """
+    check_order(options.rank_by)
     if not _asked(options):
         return
     if options.out is None and not options.default_out:
@@ -55,6 +57,7 @@ def relaxed(result: Result, options: Options) -> Result:
         calculator=calculator,
         device="cpu" if options.device == "auto" else options.device,
         hull=options.hull,
+        by=options.rank_by,
         out=result.folder / FOLDER,
         resume=True,
         on_progress=options.on_progress,

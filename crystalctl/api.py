@@ -82,6 +82,9 @@ class Options:
     """The one that relaxes, see ``relaxing.relax_all``; None: the one of the extra."""
     hull: Path | str | None = None
     """Reference energies: candidates are ranked by the energy above their hull."""
+    rank_by: str = "score"
+    """Order of the relaxed candidates: "score", energies raised by how unlikely the proposal was
+    (``analysis/scoring.py``), or "energy"."""
     on_progress: OnProgress | None = None
     default_out: bool = False
     """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""

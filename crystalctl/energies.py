@@ -9,24 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crystalctl.analysis.energy import DEFAULT, load_potential
+from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
 from crystalctl.analysis.hull import KIND
 from crystalctl.analysis.relaxation import Settings, relax
 from crystalctl.errors import InputError
 from crystalctl.io.collect import KINDS, Row, dataset_rows, find_sources, read_source
+from crystalctl.io.structures import write_atomic
 
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Energies:
-    """``file``; ``calculator`` with its version; how many were ``computed`` now, and ``failed``."""
+    """``file``; ``calculator`` with its version; how many were ``computed`` now, and ``failed``.
+
+    ``elements``: energies of elements computed beside the structures, all in the file.
+    """
 
     file: Path
     calculator: str
     total: int
     computed: int
     failed: int
+    elements: int
 
 
 def compute_energies(
@@ -34,6 +39,7 @@ def compute_energies(
     *,
     calculator: str = DEFAULT,
     relaxed: bool = False,
+    elements: bool = True,
     max_steps: int = 200,
     device: str = "cpu",
     out: str | Path | None = None,
@@ -41,7 +47,9 @@ def compute_energies(
 ) -> Energies:
     """eV/atom of every structure of ``source``, for ``--hull``.
 
-    ``source``: a prepared dataset or any structures. As they are, or ``relaxed`` first. The file
+    ``source``: a prepared dataset or any structures. As they are, or ``relaxed`` first. With
+    ``elements`` each of their elements gets an energy beside them, in the lowest of its known
+    lattices (``analysis/elemental.py``): a hull needs them all, and stable ones. The file
     (default: NAME-CALCULATOR.jsonl beside it) is a cache: what it holds is not computed again, so a
     stopped run continues. Raises ``InputError`` for an unknown calculator, a source without
     structures, a file of other structures or another calculator.
@@ -55,39 +63,57 @@ def compute_energies(
     stem = path.name.split(".")[0]
     label = calculator.replace(":", "-")
     target = Path(out) if out is not None else path.parent / f"{stem}-{label}.jsonl"
-    header = {
-        "kind": KIND,
-        "calculator": potential.name,
-        "source": path.name,
-        "structures": len(rows),
-        "relaxed": relaxed,
-    }
-    done = _done(target, header)
+    header = {"kind": KIND, "calculator": potential.name, "source": path.name}
+    header |= {"structures": len(rows), "relaxed": relaxed}
+    done, known = _done(target, header)
     todo = [i for i in able if i not in done]
     # Alike sizes make the best batches; a step limit of one leaves a structure where it is.
     todo.sort(key=lambda i: len(rows[i].entry.numbers))  # type: ignore[union-attr]
     settings = Settings(max_steps=max_steps if relaxed else 1)
-    failed = sum(bool(reason) for reason in done.values())
+    lacking = sorted(_elements(rows) - known) if elements else []
+    structures = _Structures(rows, todo)
     with target.open("a") as notes:
         if not notes.tell():
             notes.write(json.dumps(header) + "\n")
-        found = relax(potential, _Structures(rows, todo), settings)
-        for count, (place, result) in enumerate(found, start=1):
-            row = rows[todo[place]]
-            line = {
-                "index": todo[place],
-                "id": row.id,
-                "formula": _Structures(rows, todo)[place].composition.formula,
-                "energy_ev": result.energy,
-                "reason": result.reason,
-            }
-            failed += bool(result.reason)
+        for count, (place, result) in enumerate(relax(potential, structures, settings), start=1):
+            index = todo[place]
+            line = {"index": index, "id": rows[index].id, "formula": structures.formula(place)}
+            line |= {"energy_ev": result.energy, "reason": result.reason}
+            done[index] = result.reason
             notes.write(json.dumps(line) + "\n")
             notes.flush()
             if on_progress is not None:
                 on_progress("energies", count, len(todo))
+        for count, symbol in enumerate(lacking, start=1):
+            notes.write(json.dumps(_element_line(potential, symbol)) + "\n")
+            notes.flush()
+            if on_progress is not None:
+                on_progress("elements", count, len(lacking))
         os.fsync(notes.fileno())
-    return Energies(target, potential.name, len(rows), len(todo), failed + len(rows) - len(able))
+    failed = sum(map(bool, done.values())) + len(rows) - len(able)
+    elemental = len(known) + len(lacking)
+    return Energies(target, potential.name, len(rows), len(todo), failed, elemental)
+
+
+def _elements(rows: Sequence[Row]) -> set[str]:
+    """Symbols of all elements of the structures that could be read."""
+    from crystalctl.crystal.elements import symbol_of
+
+    numbers = {int(z) for row in rows if row.entry is not None for z in set(row.entry.numbers)}
+    return {symbol_of(z) for z in numbers}
+
+
+def _element_line(potential: Potential, symbol: str) -> dict[str, Any]:
+    from crystalctl.analysis.elemental import elemental
+
+    found = elemental(potential, symbol)
+    return {
+        "element": symbol,
+        "id": found.lattice,
+        "formula": symbol,
+        "energy_ev": found.energy,
+        "reason": found.reason,
+    }
 
 
 class _Structures(Sequence[Any]):
@@ -106,6 +132,10 @@ class _Structures(Sequence[Any]):
         assert entry is not None
         return Structure(Lattice(entry.lattice), entry.numbers.tolist(), entry.frac)
 
+    def formula(self, place: int) -> str:
+        """Of the whole cell."""
+        return str(self[place].composition.formula)
+
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))
 
@@ -118,13 +148,15 @@ def _rows(path: Path) -> list[Row]:
     return [row for source in find_sources([path]) for row in read_source(source)]
 
 
-def _done(target: Path, header: dict[str, Any]) -> dict[int, str]:
-    """Index -> reason of what the file holds; ends a line that a kill cut."""
+def _done(target: Path, header: dict[str, Any]) -> tuple[dict[int, str], set[str]]:
+    """Index -> reason of what the file holds, and its elements; drops a line that a kill cut."""
     if not target.is_file():
         if not target.parent.is_dir():
             raise InputError(f"no folder {target.parent}", "choose another --out")
-        return {}
-    kept, done = [], {}
+        return {}, set()
+    kept: list[str] = []
+    done: dict[int, str] = {}
+    known: set[str] = set()
     for number, text in enumerate(target.read_text().splitlines()):
         try:
             line = json.loads(text)
@@ -138,8 +170,10 @@ def _done(target: Path, header: dict[str, Any]) -> dict[int, str]:
                     f"{target} has energies of other structures, settings or calculator",
                     "choose another -o, or remove it",
                 )
+        elif "element" in line:
+            known.add(str(line["element"]))
         else:
             done[int(line["index"])] = str(line["reason"])
         kept.append(text)
-    target.write_text("".join(text + "\n" for text in kept))
-    return done
+    write_atomic(target, "".join(text + "\n" for text in kept))
+    return done, known

@@ -6,9 +6,9 @@ A stopped run continues.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,18 +17,21 @@ from typing import Any
 
 from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
 from crystalctl.analysis.hull import Hull
-from crystalctl.analysis.matching import group_duplicates
 from crystalctl.analysis.relaxation import Relaxed, Settings, relax
-from crystalctl.analysis.symmetrise import Symmetric, symmetrise
+from crystalctl.analysis.scoring import TEMPERATURE_EV, check_order
+from crystalctl.analysis.symmetrise import Symmetric
 from crystalctl.errors import InputError
 from crystalctl.evaluation.report import Entry, Report, write_report
 from crystalctl.io.collect import KINDS, Row, find_sources, read_source
 from crystalctl.io.structures import extxyz_text, structure_text, write_atomic
+from crystalctl.ordering import rank_rows, structure_of, symbol_of
 
 DONE, SETTINGS, REPORT = "done.jsonl", "settings.json", "report.html"
 STRUCTURES = "structures.extxyz"
 """All ranked structures with energies and E_hull, which ``evaluate`` reads."""
 OnProgress = Callable[[str, int, int], None]
+Found = tuple[dict[str, Any], Symmetric | None]
+"""A row of the table, and its symmetric cell where it is ranked."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Relaxation:
     """``rows``: those of the table, ranked; ``structures``: by rank; ``folder``.
 
     ``reference``: which energies the hull is made of, empty without one; ``moved``: relaxed, not
-    just ranked as they are.
+    just ranked as they are. ``by``: "score" where at least one structure has one and ranks by it,
+    else "energy".
     """
 
     rows: list[dict[str, Any]]
@@ -45,6 +49,7 @@ class Relaxation:
     calculator: str
     reference: str = ""
     moved: bool = True
+    by: str = "energy"
 
 
 def relax_all(
@@ -55,11 +60,12 @@ def relax_all(
     settings: Settings | None = None,
     move: bool = True,
     hull: str | Path | None = None,
+    by: str = "score",
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Relaxation:
-    """Relax cell and positions of every structure and rank each formula's by energy per atom.
+    """Relax cell and positions of every structure and rank each formula's ``by`` score or energy.
 
     The input is only read. Of a run folder the ranked structures are relaxed, not those merged
     into them. Without ``move`` structures stay as they are. With a ``hull`` (see
@@ -68,6 +74,7 @@ def relax_all(
     ``resume`` continues there. Raises ``InputError`` for input without a structure, a calculator or
     hull that cannot serve, a folder in use, other settings than those of the run to be resumed.
     """
+    check_order(by)
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for source in find_sources(given) for row in read_source(source) if row.rank != 0]
     if not any(row.entry for row in rows):
@@ -75,28 +82,20 @@ def relax_all(
     potential = load_potential(calculator, device)
     reference = None if hull is None else Hull.load(hull, calculator=potential.name)
     if reference is not None:
-        reference.check([_structure(row).composition.reduced_formula for row in rows if row.entry])
+        reference.check(
+            [structure_of(row).composition.reduced_formula for row in rows if row.entry]
+        )
     how = settings or Settings()
     # One step is one call at the place where a structure is: its energy, nothing moved.
     how = how if move else replace(how, max_steps=1)
     verb = "relaxed" if move else "ranked"
     folder = Path(out) if out is not None else _beside(Path(given[0]), verb)
-    known = {
-        "verb": verb,
-        "calculator": potential.name,
-        **how.plain(),
-        "structures": len(rows),
-    }
+    known = {"verb": verb, "calculator": potential.name, **how.plain(), **_digest(rows)}
     done = _claim(folder, known, resume=resume)
     _relax_missing(folder, rows, done, potential, how, on_progress)
-    found = _ranked(rows, done, reference, on_progress)
-    structures = {}
-    for row, symmetric in found:
-        if symmetric is not None:
-            structures[row["rank"]] = symmetric.structure
-            name = f"{row['rank']:03d}_{row['formula']}_{_symbol(symmetric)}.cif"
-            row["file"] = name.replace("/", "-")
-            write_atomic(folder / row["file"], structure_text(symmetric, "cif", info={}))
+    found = rank_rows(rows, done, hull=reference, by=by, on_progress=on_progress)
+    _remove_old(folder, verb)
+    structures = _write_structures(folder, found)
     result = Relaxation(
         [row for row, _ in found],
         structures,
@@ -104,6 +103,7 @@ def relax_all(
         potential.name,
         "" if reference is None else reference.reference,
         move,
+        by if any(row["rank"] and row["score_ev"] is not None for row, _ in found) else "energy",
     )
     _write(result, found)
     return result
@@ -113,6 +113,27 @@ def _beside(path: Path, verb: str) -> Path:
     path = path.resolve()
     stem = path.name if path.is_dir() else path.name.split(".")[0]
     return path.parent / f"{stem or 'structures'}-{verb}"
+
+
+def _digest(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the structures are: another set of as many is not the run to be resumed."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(row.id.encode())
+        if row.entry is not None:
+            for part in (row.entry.lattice, row.entry.frac, row.entry.numbers):
+                found.update(part.tobytes())
+    return {"structures": len(rows), "sha256": found.hexdigest()}
+
+
+def _remove_old(folder: Path, verb: str) -> None:
+    """Remove the structures of an earlier ranking in the folder, whose names hold other ranks."""
+    table = folder / f"{verb}.csv"
+    if table.is_file():
+        with table.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                if row.get("file"):
+                    (folder / Path(row["file"]).name).unlink(missing_ok=True)
 
 
 def _claim(folder: Path, known: dict[str, Any], *, resume: bool) -> dict[int, dict[str, Any]]:
@@ -155,8 +176,8 @@ def _relax_missing(
 ) -> None:
     """Relax what is not done, smallest first so that batches are alike; note each at once."""
     todo = [i for i, row in enumerate(rows) if row.entry is not None and i not in done]
-    todo.sort(key=lambda i: len(_entry(rows[i]).numbers))
-    structures = [_structure(rows[i]) for i in todo]
+    todo.sort(key=lambda i: rows[i].entry.numbers.size)  # type: ignore[union-attr]
+    structures = [structure_of(rows[i]) for i in todo]
     with (folder / DONE).open("a") as notes:
         if notes.tell():
             notes.write("\n")  # ends a line that was cut
@@ -170,17 +191,6 @@ def _relax_missing(
                 on_progress("relaxing", count, len(todo))
 
 
-def _entry(row: Row) -> Any:
-    return row.entry
-
-
-def _structure(row: Row) -> Any:
-    from pymatgen.core import Lattice, Structure
-
-    entry = _entry(row)
-    return Structure(Lattice(entry.lattice), entry.numbers.tolist(), entry.frac)
-
-
 def _plain(result: Relaxed) -> dict[str, Any]:
     structure = result.structure
     facts = asdict(result)
@@ -188,83 +198,19 @@ def _plain(result: Relaxed) -> dict[str, Any]:
     return facts
 
 
-def _ranked(
-    rows: Sequence[Row],
-    done: dict[int, dict[str, Any]],
-    hull: Hull | None,
-    on_progress: OnProgress | None,
-) -> list[tuple[dict[str, Any], Symmetric | None]]:
-    """Rows of the table; duplicates and failures last.
-
-    By formula as they came, then energy; with a hull all by energy above it.
-    """
-    from pymatgen.core import Structure
-
-    facts = [_facts(row, done.get(index), hull) for index, row in enumerate(rows)]
-    good = [i for i in range(len(rows)) if not facts[i]["reason"]]
-    good.sort(key=lambda i: facts[i]["energy_ev"])
-    structures = {i: Structure.from_dict(done[i]["structure"]) for i in good}
-    found: list[tuple[dict[str, Any], Symmetric | None]] = []
-    lead: dict[int, int] = {}
-    # Energies ascend: the first of a group, which stands for it, has the lowest.
-    for members in group_duplicates([structures[i] for i in good]):
-        for member in members:
-            lead[good[member]] = good[members[0]]
-    order = {name: k for k, name in enumerate(dict.fromkeys(f["formula"] for f in facts))}
-    leaders = [i for i in good if lead[i] == i]
-    if hull is None:
-        leaders.sort(key=lambda i: (order[facts[i]["formula"]], facts[i]["energy_ev"]))
-    else:
-        leaders.sort(key=lambda i: _above(facts[i]["e_hull_ev"]))
-    for rank, i in enumerate(leaders, start=1):
-        symmetric = symmetrise(structures[i])
-        merged = sum(1 for other in good if lead[other] == i)
-        facts[i] |= {"rank": rank, "count": merged, "group": _symbol(symmetric)}
-        found.append((facts[i], symmetric))
-        if on_progress is not None:
-            on_progress("symmetrising", rank, len(leaders))
-    for i in range(len(rows)):
-        if i in lead and lead[i] != i:
-            facts[i]["same_as"] = facts[lead[i]]["rank"]
-        if lead.get(i) != i:
-            found.append((facts[i], None))
-    return found
+def _write_structures(folder: Path, found: Sequence[Found]) -> dict[int, Any]:
+    """Write a CIF of each ranked structure and name it in its row; all of them by rank."""
+    structures = {}
+    for row, symmetric in found:
+        if symmetric is not None:
+            structures[row["rank"]] = symmetric.structure
+            name = f"{row['rank']:03d}_{row['formula']}_{symbol_of(symmetric)}.cif"
+            row["file"] = name.replace("/", "-")
+            write_atomic(folder / row["file"], structure_text(symmetric, "cif", info={}))
+    return structures
 
 
-def _above(e_hull: float | None) -> float:
-    return math.inf if e_hull is None else e_hull
-
-
-def _symbol(symmetric: Symmetric) -> str:
-    return symmetric.symbol.replace("_", "")
-
-
-def _facts(row: Row, done: dict[str, Any] | None, hull: Hull | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"rank": None, "id": row.id, "source": row.source, "formula": ""}
-    facts |= {"group_before": "", "group": "", "count": None, "same_as": None, "file": ""}
-    if row.entry is None or done is None:
-        return facts | {"reason": row.reason or "cannot be read"}
-    before = _structure(row)
-    formula = before.composition.reduced_formula
-    above: dict[str, Any] = {}
-    if hull is not None:
-        value, why = (None, "") if done["reason"] else hull.above(formula, done["energy"])
-        above = {"e_hull_ev": value, "e_hull_reason": why, "reference": hull.reference}
-    return facts | {
-        "formula": formula,
-        "group_before": "" if done["reason"] else _symbol(symmetrise(before)),
-        "energy_ev": done["energy"],
-        "energy_before_ev": done["start_energy"],
-        **above,
-        "rmsd_ang": done["rmsd"],
-        "volume_change": done["volume_change"],
-        "steps": done["steps"],
-        "converged": done["converged"],
-        "reason": done["reason"],
-    }
-
-
-def _write(result: Relaxation, found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> None:
+def _write(result: Relaxation, found: Sequence[Found]) -> None:
     verb = "relaxed" if result.moved else "ranked"
     columns = list(dict.fromkeys(name for row in result.rows for name in row))
     text = io.StringIO()
@@ -274,6 +220,8 @@ def _write(result: Relaxation, found: Sequence[tuple[dict[str, Any], Symmetric |
     write_atomic(result.folder / f"{verb}.csv", text.getvalue())
     write_atomic(result.folder / STRUCTURES, extxyz_text(list(_labelled(result))))
     by = f"energy above {result.reference}" if result.reference else "energy per atom"
+    if result.by == "score":
+        by = f"score: {by}, {TEMPERATURE_EV:g} eV higher for a proposal e times less likely"
     write_report(
         result.folder / REPORT,
         Report(
@@ -299,14 +247,14 @@ def _labelled(result: Relaxation) -> Iterator[tuple[Any, Any, list[int], dict[st
         yield structure.lattice.matrix, structure.frac_coords, numbers, info
 
 
-def _entries(found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> Iterator[Entry]:
+def _entries(found: Sequence[Found]) -> Iterator[Entry]:
     for row, symmetric in found:
         if symmetric is not None:
             yield Entry(
                 rank=row["rank"],
                 structure=symmetric.structure,
                 formula=row["formula"],
-                space_group=_symbol(symmetric),
+                space_group=symbol_of(symmetric),
                 space_group_number=symmetric.number,
                 file=row["file"],
                 count=row["count"],
@@ -314,4 +262,5 @@ def _entries(found: Sequence[tuple[dict[str, Any], Symmetric | None]]) -> Iterat
                 e_hull_ev=row.get("e_hull_ev"),
                 group_before=row["group_before"],
                 moved_ang=row["rmsd_ang"],
+                extra={} if row["score_ev"] is None else {"score": row["score_ev"]},
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -42,6 +43,8 @@ class Hull:
 
         lowest: dict[str, tuple[Any, float]] = {}
         for formula, energy in energies:
+            if not math.isfinite(energy):  # one such would be the whole hull
+                continue
             composition = Composition(formula)
             key = composition.reduced_formula
             if key not in lowest or energy < lowest[key][1]:
@@ -94,10 +97,20 @@ class Hull:
         elements = frozenset(e.symbol for e in composition.elements)
         if missing := self.missing([formula]):
             return None, f"no energy of elemental {', '.join(missing)} in {self.name}"
-        if elements not in self._diagrams:
-            self._diagrams[elements] = self._diagram(elements)
-        found = self._diagrams[elements].get_hull_energy_per_atom(composition)
-        return float(energy - found), ""
+        return float(energy - self._diagram(elements).get_hull_energy_per_atom(composition)), ""
+
+    def phases(self, formula: str) -> str:
+        """What the hull is made of at a ``formula`` that has a place in it: ``0.67 A + 0.33 B``.
+
+        Parts by atoms. One phase is the reference's own structure of that formula.
+        """
+        from pymatgen.core import Composition
+
+        composition = Composition(formula)
+        elements = frozenset(e.symbol for e in composition.elements)
+        parts = self._diagram(elements).get_decomposition(composition)
+        named = sorted(((part, entry.composition.reduced_formula) for entry, part in parts.items()))
+        return " + ".join(f"{part:.2f} {name}" for part, name in reversed(named))
 
     def missing(self, formulas: Sequence[str]) -> list[str]:
         """Elements of ``formulas`` for which there is no reference."""
@@ -113,24 +126,26 @@ class Hull:
             elements = ", ".join(sorted({e for lacking in missing.values() for e in lacking}))
             raise InputError(
                 f"{self.name} has no energy of elemental {elements}",
-                "a hull needs each element of a structure: add them to the reference structures",
+                "a hull needs each element of a structure: add structures with them to the"
+                " reference, then `crystalctl data energies`",
             )
 
     def _diagram(self, elements: frozenset[str]) -> Any:
         from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 
+        if elements in self._diagrams:
+            return self._diagrams[elements]
         parts = (
             frozenset(part)
             for size in range(1, len(elements) + 1)
             for part in combinations(sorted(elements), size)
         )
-        return PhaseDiagram(
-            [
-                PDEntry(composition, energy * composition.num_atoms)
-                for part in parts
-                for composition, energy in self._systems.get(part, [])
-            ]
-        )
+        entries = [
+            PDEntry(composition, energy * composition.num_atoms)
+            for part in parts
+            for composition, energy in self._systems.get(part, [])
+        ]
+        return self._diagrams.setdefault(elements, PhaseDiagram(entries))
 
 
 def _lines(text: str) -> tuple[str, list[tuple[str, float]]]:

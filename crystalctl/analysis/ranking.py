@@ -38,6 +38,8 @@ class Candidate:
     symmetric: Symmetric
     members: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
+    votes: float = 0.0
+    """For the templates of all its members, see ``Sample.votes``; 0 where nothing voted."""
 
     @property
     def count(self) -> int:
@@ -59,6 +61,7 @@ class Candidate:
             "n_atoms": len(self.structure),
             "z": self.sample.z,
             "count": self.count,
+            **({"votes": float(f"{self.votes:.6g}")} if self.votes else {}),
             **self.scores,
             "sample": self.sample.number,
             "symprec": self.symmetric.symprec,
@@ -112,17 +115,20 @@ def rank_samples(
         found.append((best, best_facts, tuple(s.number for s in members)))
     votes_of = {s.number: s.votes for s in samples}
 
+    def votes(members: tuple[int, ...]) -> float:
+        return sum(votes_of[number] for number in members)
+
     def place(item: tuple[Sample, Facts, tuple[int, ...]]) -> tuple[float, ...]:
         sample, its, members = item
-        votes = sum(votes_of[number] for number in members)
-        return order[sample.label], -votes, -len(members), -_number(its), sample.number
+        return order[sample.label], -votes(members), -len(members), -_number(its), sample.number
 
     found.sort(key=place)
     candidates = []
     for rank, (sample, its, numbers) in enumerate(found, start=1):
         assert its.symmetric is not None  # set by with_symmetry
         name = its.formula if sample.composition is None else sample.label
-        candidates.append(Candidate(rank, sample, name, its.structure, its.symmetric, numbers))
+        cell = its.structure, its.symmetric
+        candidates.append(Candidate(rank, sample, name, *cell, numbers, votes=votes(numbers)))
     return Ranking(candidates, samples, facts, crystals)
 
 

@@ -129,6 +129,9 @@ def energies(
     relax: Annotated[
         bool, typer.Option("--relax/--no-relax", help="Relax each structure first.")
     ] = False,
+    elements: Annotated[
+        bool, typer.Option(help="Also each element in the lowest of its known lattices.")
+    ] = True,
     max_steps: Annotated[int, typer.Option(min=1, help="Steps of one structure.")] = 200,
     device: Annotated[str, typer.Option(help="Where it computes: cpu or cuda.")] = "cpu",
     out: Annotated[
@@ -148,14 +151,15 @@ def energies(
             source,
             calculator=calculator,
             relaxed=relax,
+            elements=elements,
             max_steps=max_steps,
             device=device,
             out=out,
             on_progress=move,
         )
     ui.stdout().print(
-        f"{done.total} structures, {done.computed} computed now, {done.failed} without energy "
-        f"({done.calculator}): {done.file}",
+        f"{done.total} structures, {done.computed} computed now, {done.failed} without energy, "
+        f"{done.elements} elements ({done.calculator}): {done.file}",
         soft_wrap=True,
     )
 

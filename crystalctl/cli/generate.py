@@ -31,16 +31,14 @@ def generate(
     relax: running.Relax = None,
     calculator: running.Calculator = None,
     hull: running.Hull = None,
+    rank_by: running.RankBy = "score",
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
 ) -> None:
     """Generate crystals without a formula, merged and ranked."""
-    from crystalctl import api
-
     running.run_and_show(
-        api.generate,
-        name="generate",
+        "generate",
         as_json=as_json,
         quiet=quiet,
         n=n,
@@ -62,5 +60,6 @@ def generate(
         relax=relax,
         calculator=calculator,
         hull=hull,
+        rank_by=rank_by,
         resume=resume,
     )

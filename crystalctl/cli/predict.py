@@ -49,17 +49,15 @@ def predict(
     relax: running.Relax = None,
     calculator: running.Calculator = None,
     hull: running.Hull = None,
+    rank_by: running.RankBy = "score",
     as_json: running.Json = False,
     resume: running.Resume = False,
     quiet: running.Quiet = False,
 ) -> None:
     """Predict crystal structures from a formula, merged and ranked."""
     wanted = [*(formula or []), *(read_formulas(formulas) if formulas else [])]
-    from crystalctl import api
-
     running.run_and_show(
-        api.predict,
-        name="predict",
+        "predict",
         as_json=as_json,
         quiet=quiet,
         formulas=wanted,
@@ -83,6 +81,7 @@ def predict(
         relax=relax,
         calculator=calculator,
         hull=hull,
+        rank_by=rank_by,
         resume=resume,
     )
 

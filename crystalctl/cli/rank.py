@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crystalctl.cli import ui
-from crystalctl.cli.relax import Calculator, Hull, Paths
+from crystalctl.cli.relax import Calculator, Hull, Paths, RankBy
 
 
 def rank(
@@ -18,6 +18,7 @@ def rank(
     ] = True,
     calculator: Calculator = "chgnet",
     hull: Hull = None,
+    rank_by: RankBy = "score",
     device: Annotated[str, typer.Option(help="Where it computes: cpu or cuda.")] = "cpu",
     fmax: Annotated[float, typer.Option(help="Largest force left, eV/Å.")] = 0.05,
     max_steps: Annotated[int, typer.Option(help="Steps of one structure.")] = 200,
@@ -42,6 +43,7 @@ def rank(
             settings=settings,
             move=relax,
             hull=hull,
+            by=rank_by,
             out=out,
             resume=resume,
             on_progress=on_progress,

@@ -33,11 +33,19 @@ Hull = Annotated[
     ),
 ]
 
+RankBy = Annotated[
+    str,
+    typer.Option(
+        help="score: energy, and how likely the proposal was (our run folders); or energy alone."
+    ),
+]
+
 
 def relax(
     paths: Paths,
     calculator: Calculator = "chgnet",
     hull: Hull = None,
+    rank_by: RankBy = "score",
     device: Annotated[str, typer.Option(help="Where it computes: cpu or cuda.")] = "cpu",
     fmax: Annotated[float, typer.Option(help="Largest force left, eV/Å.")] = 0.05,
     max_steps: Annotated[int, typer.Option(help="Steps of one structure.")] = 200,
@@ -61,6 +69,7 @@ def relax(
             device=device,
             settings=settings,
             hull=hull,
+            by=rank_by,
             out=out,
             resume=resume,
             on_progress=on_progress,

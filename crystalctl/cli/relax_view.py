@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from crystalctl.analysis.scoring import TEMPERATURE_EV
 from crystalctl.cli import ui
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ def show_relaxation(result: Relaxation) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ["rank", "formula", *(["before"] if result.moved else []), "group", "eV/atom"]
     names += ["E hull"] if result.reference else []
+    names += ["score"] if _scored(ranked) else []
     names += ["gained", "moved Å"] if result.moved else []
     for name in [*names, "count"]:
         table.add_column(name, justify="left" if name in _TEXT else "right")
     for row in ranked[:_SHOWN]:
-        table.add_row(*(Text(str(cell)) for cell in _cells(row, result)))
+        cells = _cells(row, result, scored=_scored(ranked))
+        table.add_row(*(Text(str(cell)) for cell in cells))
     console = ui.stdout()
     console.print(table)
     if len(ranked) > _SHOWN:
@@ -40,6 +43,8 @@ def show_relaxation(result: Relaxation) -> None:
         f"energies: {result.calculator}",
         soft_wrap=True,
     )
+    if _scored(ranked):
+        console.print(Text(_order(result)), soft_wrap=True)
     if result.reference:
         console.print(Text(f"E hull (eV/atom) above {result.reference}"), soft_wrap=True)
     for row in failed[:5]:
@@ -50,12 +55,27 @@ def show_relaxation(result: Relaxation) -> None:
     console.print(Text(f"written to {result.folder}"), soft_wrap=True)
 
 
-def _cells(row: dict[str, Any], result: Relaxation) -> list[Any]:
+def _order(result: Relaxation) -> str:
+    """What the score is, and whether it made the order."""
+    what = f"{TEMPERATURE_EV:g} eV/atom higher for a proposal e times less likely"
+    kind = "E hull" if result.reference else "energy"
+    if result.by == "score":
+        return f"ranked by score: {kind}, {what}; --rank-by energy leaves the proposals out"
+    return f"ranked by {kind}; score: {what}"
+
+
+def _scored(rows: list[dict[str, Any]]) -> bool:
+    return any(row["score_ev"] is not None for row in rows)
+
+
+def _cells(row: dict[str, Any], result: Relaxation, *, scored: bool) -> list[Any]:
     cells = [row["rank"], row["formula"], *([row["group_before"]] if result.moved else [])]
     cells += [row["group"], f"{row['energy_ev']:.4f}"]
     if result.reference:
         above = row["e_hull_ev"]
         cells.append("-" if above is None else f"{above:.4f}")
+    if scored:
+        cells.append("-" if row["score_ev"] is None else f"{row['score_ev']:.4f}")
     if result.moved:
         gained = row["energy_before_ev"] - row["energy_ev"]
         cells += [f"{gained:.4f}", f"{row['rmsd_ang']:.2f}"]

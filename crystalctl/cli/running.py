@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -59,15 +59,22 @@ Calculator = Annotated[
 Hull = Annotated[
     Path | None, typer.Option(help="Reference energies (`data energies`): rank by E hull.")
 ]
+RankBy = Annotated[
+    str,
+    typer.Option(help="Order of what is relaxed: score (energy and votes), or energy alone."),
+]
 Wavelength = Annotated[
     str, typer.Option(help="Of powder patterns: Å, or a name like CuKa, MoKa1, CoKa.")
 ]
 
 
 def run_and_show(
-    verb: Callable[..., Result], *, name: str, as_json: bool, quiet: bool, **request: Any
+    name: Literal["predict", "generate"], *, as_json: bool, quiet: bool, **request: Any
 ) -> None:
     """Call ``predict`` or ``generate`` of the api with progress, then print its result."""
+    from crystalctl import api
+
+    verb: Callable[..., Result] = api.predict if name == "predict" else api.generate
     folder: list[Path] = []
     try:
         with ui.progress(quiet or as_json) as on_progress:

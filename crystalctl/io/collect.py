@@ -9,7 +9,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +32,7 @@ class Row:
     """One structure of an input: ``entry`` (None where it could not be read, ``reason`` says why).
 
     ``rank``: place in its run's ranking, 0 = merged into another or unranked, None = no ranking.
+    ``share``: of the votes of its run for its formula (of the samples, where nothing voted).
     """
 
     source: str
@@ -40,6 +41,7 @@ class Row:
     entry: Entry | None
     reason: str = ""
     rank: int | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Source:
     task: str = ""
     ranked: dict[int, int] = field(default_factory=dict, hash=False)
     """Rank by sample number, of the samples that represent a ranked structure."""
+    shares: dict[int, float] = field(default_factory=dict, hash=False)
+    """And their shares of the votes, see ``Row``."""
 
 
 def find_sources(paths: Sequence[Path | str]) -> list[Source]:
@@ -108,15 +112,29 @@ def _known(path: Path) -> bool:
 
 def _run(folder: Path) -> Source:
     """A run of ours: all its samples, and which of them stand for a ranked structure."""
-    task, ranked = "", {}
+    task, ranked, shares = "", {}, {}
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         task = str(manifest["request"]["task"])
         rows = json.loads((folder / "summary.json").read_text("utf-8"))["structures"]
         ranked = {int(row["sample"]): int(row["rank"]) for row in rows}
+        shares = _shares(rows)
     except (OSError, ValueError, KeyError, TypeError):  # an unfinished or damaged run has no ranks
         pass
-    return Source(folder.resolve().name, (folder / RAW,), folder, task, ranked)
+    return Source(folder.resolve().name, (folder / RAW,), folder, task, ranked, shares)
+
+
+def _shares(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Sample number -> part of the votes, or of the merged samples, among those of its formula."""
+    column = "votes" if any(row.get("votes") for row in rows) else "count"
+    total: dict[str, float] = {}
+    for row in rows:
+        total[row["formula"]] = total.get(row["formula"], 0.0) + float(row.get(column, 0.0))
+    return {
+        int(row["sample"]): float(row.get(column, 0.0)) / total[row["formula"]]
+        for row in rows
+        if total[row["formula"]] > 0
+    }
 
 
 def _with_own_names(sources: list[Source]) -> list[Source]:
@@ -126,7 +144,7 @@ def _with_own_names(sources: list[Source]) -> list[Source]:
     for one in sources:
         seen[one.name] = seen.get(one.name, 0) + 1
         name = one.name if seen[one.name] == 1 else f"{one.name}-{seen[one.name]}"
-        named.append(Source(name, one.files, one.base, one.task, one.ranked))
+        named.append(replace(one, name=name))
     return named
 
 
@@ -144,8 +162,8 @@ def read_source(source: Source, *, jobs: int = 1, on_step: OnStep | None = None)
 
 def _ranked(row: Row, source: Source) -> Row:
     sample = None if row.entry is None else row.entry.labels.get("sample")
-    rank = 0 if sample is None else source.ranked.get(int(sample), 0)
-    return Row(row.source, row.number, row.id, row.entry, row.reason, rank)
+    number = -1 if sample is None else int(sample)
+    return replace(row, rank=source.ranked.get(number, 0), share=source.shares.get(number))
 
 
 def _raw_rows(path: Path, base: Path, scratch: Path) -> Iterator[RawRow | Row]:

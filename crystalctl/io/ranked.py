@@ -132,6 +132,7 @@ def read_candidates(
             symmetrise(drawn[row["sample"]]),
             tuple(row["members"]),
             {name: row[name] for name in SCORES if name in row},
+            row.get("votes", 0.0),
         )
         for row in rows
     ]

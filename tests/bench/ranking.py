@@ -5,21 +5,28 @@
 For each test entry ``--k`` samples are drawn for its composition and number of atoms, in proposed
 templates, and merged. Chosen from them: the first sample, the most frequent structure, the one with
 the most votes (what predict shows first without energies), the one of lowest energy as drawn, the
-one of lowest energy after relaxation (of the ``--relax-most`` lowest as drawn). A choice is right
-when ``StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)`` finds it equal to the truth. Rows are
-kept in ``--rows``, where a stopped run continues; the shares of right choices are printed as JSON.
-``any`` is right where one of the samples is.
+one of lowest energy after relaxation, and the one of best score (``analysis/scoring.py``) at each
+of ``--weights``, both as drawn and relaxed. Relaxed are the ``--relax-most`` of best score as
+drawn, for up to ``--relax-steps`` steps, then merged as ``relax`` does. A choice is right when
+``StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)`` finds it equal to the truth. ``any`` is right
+where one of the samples is.
+
+Rows are kept in ``--rows``, where a stopped run continues. Two processes: ``--skip 100`` and other
+``--rows`` for the second, then ``--entries 0 --merge A B`` prints the shares of both. Entries are
+the first of a shuffle by ``--shuffle-seed`` of the file given: MP-20 validation to choose a weight
+(``--fit`` gives the likeliest, and its error by bootstrap), MP-20 test to measure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from match_rate import composition, draw, without_symmetry
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -27,7 +34,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalctl.analysis.energy import energies_per_atom, load_potential
 from crystalctl.analysis.matching import group_duplicates
-from crystalctl.analysis.relaxation import Settings, relax
+from crystalctl.analysis.relaxation import Settings, primitive, relax
+from crystalctl.analysis.scoring import TEMPERATURE_EV, scores
 from crystalctl.analysis.validity import invalid_reason
 from crystalctl.checkpoint import load_model, shipped_templates
 from crystalctl.crystal.batch import Crystals
@@ -38,7 +46,10 @@ from crystalctl.proposing import Mixture
 from crystalctl.symmetry.assignments import lattice_points
 from crystalctl.templating import turns
 
-CHOICES = ("first", "most frequent", "votes", "energy", "relaxed energy", "any")
+WEIGHTS = "0,0.005,0.01,0.02,0.03,0.04,0.05,0.07,0.1,0.15,0.2,0.3"
+PLAIN = ("first", "most frequent", "votes", "any")
+PRESELECT_EV = 0.1
+"""Weight of the score as drawn by which candidates are relaxed: unrelaxed energies are rough."""
 
 
 def votes_of(truth: Crystals, k: int, source: Mixture) -> list[float]:
@@ -58,7 +69,7 @@ def judge(
     settings: Settings,
     most: int,
 ) -> dict[str, Any]:
-    """Which choices are right for one entry; the ``most`` lowest in energy are relaxed."""
+    """The candidates of one entry: energies, votes and whether each is right."""
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
     (reference,) = to_structures(without_symmetry(truth))
 
@@ -69,80 +80,206 @@ def judge(
     for guess, vote in zip(guesses, votes, strict=True):
         if not invalid_reason(guess.lattice[0].double().numpy(), guess.frac.double().numpy()):
             able.append((to_structures(without_symmetry(guess))[0], vote))
-    if not able:
-        return dict.fromkeys(CHOICES, False)
     structures = [structure for structure, _ in able]
     groups = group_duplicates(structures)
     leaders = [structures[members[0]] for members in groups]
-    frames = [AseAtomsAdaptor.get_atoms(structure) for structure in leaders]
+    frames = [AseAtomsAdaptor.get_atoms(primitive(structure)) for structure in leaders]
     found: list[dict[str, Any]] = [
         {
             "right": right(leader),
             "count": len(members),
             "votes": sum(able[i][1] for i in members),
-            "energy": energy if isinstance(energy, float) else math.inf,
-            "relaxed energy": math.inf,
+            "energy": energy if isinstance(energy, float) else None,
+            "relaxed energy": None,
             "relaxed right": False,
+            "steps": 0,
+            "same as": None,
         }
         for leader, members, energy in zip(
             leaders, groups, energies_per_atom(potential, frames), strict=True
         )
     ]
-    chosen = sorted(range(len(found)), key=lambda i: found[i]["energy"])[:most]
+    usable = [i for i, c in enumerate(found) if c["energy"] is not None]
+    rough = scores(
+        [found[i]["energy"] for i in usable], [found[i]["votes"] for i in usable], PRESELECT_EV
+    )
+    chosen = [i for _, i in sorted(zip(rough, usable, strict=True))][:most]
+    relaxed: dict[int, Any] = {}
     for place, result in relax(potential, [leaders[i] for i in chosen], settings):
+        one = found[chosen[place]]
+        one["steps"] = result.steps
         if not result.reason:
-            found[chosen[place]]["relaxed energy"] = result.energy
-            found[chosen[place]]["relaxed right"] = right(result.structure)
-    return {
-        "first": right(structures[0]),
+            relaxed[chosen[place]] = result.structure
+            one["relaxed energy"] = result.energy
+            one["relaxed right"] = right(result.structure)
+    order = sorted(relaxed, key=lambda i: found[i]["relaxed energy"])
+    for members in group_duplicates([relaxed[i] for i in order]):
+        for member in members[1:]:
+            found[order[member]]["same as"] = order[members[0]]
+    return {"first": bool(structures) and right(structures[0]), "candidates": found}
+
+
+def choices(row: dict[str, Any], weights: list[float]) -> dict[str, bool]:
+    """Which choices are right for one entry, from its candidates."""
+    found = row["candidates"]
+    if not found:
+        return {}
+    right = {
+        "first": row["first"],
         "most frequent": max(found, key=lambda c: c["count"])["right"],
         "votes": max(found, key=lambda c: c["votes"])["right"],
-        "energy": min(found, key=lambda c: c["energy"])["right"],
-        "relaxed energy": min(found, key=lambda c: c["relaxed energy"])["relaxed right"],
         "any": any(c["right"] for c in found),
-        "candidates": found,
+    }
+    drawn = [c for c in found if c["energy"] is not None]
+    relaxed = merged(found)
+    for weight in weights:
+        for name, rows, energy, truth in (
+            ("drawn", drawn, "energy", "right"),
+            ("relaxed", relaxed, "relaxed energy", "relaxed right"),
+        ):
+            if rows:
+                value = scores([c[energy] for c in rows], [c["votes"] for c in rows], weight)
+                right[f"{name} {weight:g}"] = rows[int(np.argmin(value))][truth]
+    return right
+
+
+def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The relaxed candidates, votes of equal ones added up."""
+    votes: dict[int, float] = {}
+    for i, one in enumerate(found):
+        if one["relaxed energy"] is not None:
+            lead = i if one["same as"] is None else one["same as"]
+            votes[lead] = votes.get(lead, 0.0) + one["votes"]
+    return [{**found[i], "votes": total} for i, total in votes.items()]
+
+
+def likeliest(rows: list[dict[str, Any]], *, draws: int = 200) -> dict[str, Any]:
+    """The weight T that makes the right candidates likeliest under p exp(-E / T)^g.
+
+    Maximum likelihood of the conditional logit with features ln p and E over entries that have a
+    right and a wrong candidate; T is the ratio of the two slopes. Error: bootstrap over entries.
+    """
+    entries = []
+    for row in rows:
+        found = merged(row["candidates"])
+        good = np.array([c["relaxed right"] for c in found], dtype=bool)
+        if 0 < good.sum() < len(good):
+            least = min((c["votes"] for c in found if c["votes"] > 0), default=1.0)
+            logs = np.log([max(c["votes"], least) for c in found])
+            energy = np.array([c["relaxed energy"] for c in found])
+            entries.append((logs, energy - energy.min(), good))
+    temperatures = np.geomspace(0.002, 1.0, 60)
+    slopes = np.linspace(0.0, 2.0, 41)
+    # (entries, slopes, temperatures): the grid is small, and nothing can fail to converge.
+    table = np.zeros((len(entries), len(slopes), len(temperatures)))
+    for e, (logs, energy, good) in enumerate(entries):
+        power = slopes[:, None, None] * (logs - energy / temperatures[None, :, None])
+        power -= power.max(axis=2, keepdims=True)
+        weight = np.exp(power)
+        table[e] = np.log(weight[..., good].sum(axis=2) / weight.sum(axis=2) + 1e-12)
+
+    def best(which: Any) -> tuple[float, float]:
+        s, t = np.unravel_index(int(np.argmax(table[which].sum(axis=0))), table.shape[1:])
+        return float(slopes[s]), float(temperatures[t])
+
+    slope, temperature = best(slice(None))
+    rng = np.random.default_rng(0)
+    again = [best(rng.integers(len(entries), size=len(entries)))[1] for _ in range(draws)]
+    low, high = np.percentile(again, [16, 84])
+    return {
+        "entries with a choice": len(entries),
+        "weight": round(temperature, 4),
+        "16-84 %": [round(float(low), 4), round(float(high), 4)],
+        "slope": round(slope, 2),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights")
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--entries", type=int, default=200)
-    parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--relax-steps", type=int, default=200)
-    parser.add_argument("--relax-most", type=int, default=20)
-    parser.add_argument("--calculator", default="chgnet")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--edges", type=int, default=8192)
-    options = parser.parse_args()
+def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Shares of right choices in percent; an entry without a valid sample has none right."""
+    weights = sorted({float(w) for w in options.weights.split(",")} | {0.0, TEMPERATURE_EV})
+    right = [choices(row, weights) for row in rows]
+    names = [*PLAIN, *(f"{kind} {w:g}" for kind in ("drawn", "relaxed") for w in weights)]
+    share = {n: round(100 * sum(r.get(n, False) for r in right) / len(rows), 1) for n in names}
+    steps = [c["steps"] for row in rows for c in row["candidates"] if c["steps"]]
+    facts = {
+        "entries": len(rows),
+        "calculator": rows[0]["calculator"],
+        "relaxed": f"{rows[0]['relax most']} of best score as drawn, "
+        f"up to {rows[0]['relax steps']} steps",
+        "steps on average": round(float(np.mean(steps)), 1) if steps else 0,
+        "seconds an entry": round(sum(row["seconds"] for row in rows) / len(rows), 1),
+        **{name: share[name] for name in PLAIN},
+        "lowest energy": share["drawn 0"],
+        "lowest energy after relaxation": share["relaxed 0"],
+        f"score after relaxation ({TEMPERATURE_EV:g} eV)": share[f"relaxed {TEMPERATURE_EV:g}"],
+        "by weight in eV, as drawn": {f"{w:g}": share[f"drawn {w:g}"] for w in weights},
+        "by weight in eV, relaxed": {f"{w:g}": share[f"relaxed {w:g}"] for w in weights},
+    }
+    return facts | ({"likeliest weight": likeliest(rows)} if options.fit else {})
+
+
+def compute(options: argparse.Namespace) -> list[str]:
+    """Judge the entries that ``--rows`` lacks; all its lines."""
     options.templates, options.verbose = shipped_templates(), False
-    warnings.filterwarnings("ignore")
     device = pick_device(options.device)
-    model = load_model(options.weights, task="predict", device=device).model
+    model = load_model(options.weights_file, task="predict", device=device).model
     standard = Dataset.load(options.test).standard
     assert standard is not None
-    order = torch.randperm(len(standard.crystals), generator=torch.Generator().manual_seed(0))
-    test = standard.crystals.index(order[: options.entries])
+    generator = torch.Generator().manual_seed(options.shuffle_seed)
+    order = torch.randperm(len(standard.crystals), generator=generator)
+    chosen = order[options.skip : options.skip + options.entries]
+    test = standard.crystals.index(chosen)
     source = Mixture.shipped()
     potential = load_potential(options.calculator, device.type)
     settings, most = Settings(max_steps=options.relax_steps), options.relax_most
     lines = options.rows.read_text().splitlines() if options.rows.is_file() else []
     with options.rows.open("a") as notes:
         for index in range(len(lines), len(test)):
+            start = time.monotonic()
             one = test.index(torch.tensor([index]))
             (guesses,) = draw(model, one, options.k, options)
             votes = votes_of(one, options.k, source)[: len(guesses)]
-            row = {"index": index, **judge(guesses, votes, one, potential, settings, most)}
+            row = {
+                "index": index + options.skip,
+                "row": int(chosen[index]),
+                "calculator": potential.name,
+                "relax steps": options.relax_steps,
+                "relax most": most,
+                **judge(guesses, votes, one, potential, settings, most),
+            }
+            row["seconds"] = round(time.monotonic() - start, 1)
             lines.append(json.dumps(row))
             notes.write(lines[-1] + "\n")
             notes.flush()
+    return lines[: options.entries]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights_file", metavar="WEIGHTS", help="name or file of predict weights")
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--entries", type=int, default=200)
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first of the shuffle")
+    parser.add_argument("--shuffle-seed", type=int, default=0)
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="rows of other processes")
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--relax-steps", type=int, default=30)
+    parser.add_argument("--relax-most", type=int, default=20)
+    parser.add_argument("--weights", default=WEIGHTS, help="eV, of the score, comma-separated")
+    parser.add_argument("--fit", action="store_true", help="also print the likeliest weight")
+    parser.add_argument("--calculator", default="chgnet")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--edges", type=int, default=8192)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    lines = compute(options) if options.entries else []
+    for path in options.merge:
+        lines += path.read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    shares = {c: round(100 * sum(row[c] for row in rows) / len(rows), 1) for c in CHOICES}
-    print(json.dumps({"entries": len(rows), "calculator": potential.name, **shares}, indent=1))
+    print(json.dumps(report(rows, options), indent=1))
 
 
 if __name__ == "__main__":

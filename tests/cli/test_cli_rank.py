@@ -11,6 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MORSE = ("--calculator", "springs:morse")
+BARE = ("--no-elements",)
 
 
 def cell(a: float, *species: str) -> Structure:
@@ -70,18 +71,18 @@ def test_rank_relaxes_unless_told_not_to(cells: Path, run_cli) -> None:
 
 def test_energies_are_a_cache_and_a_hull(cells: Path, reference: Path, run_cli) -> None:
     file = reference.parent / "e.jsonl"
-    done = run_cli("data", "energies", reference, *MORSE, "-o", file)
+    done = run_cli("data", "energies", reference, *MORSE, *BARE, "-o", file)
     assert done.code == 0, done.err
     assert "4 structures, 4 computed now, 1 without energy" in done.out
     whole = file.read_text()
     assert (
         "4 structures, 0 computed now"
-        in run_cli("data", "energies", reference, *MORSE, "-o", file).out
+        in run_cli("data", "energies", reference, *MORSE, *BARE, "-o", file).out
     )
     assert file.read_text() == whole
     # Killed in the middle of the last line: only that one is computed again.
     file.write_text(whole[:-20])
-    assert "1 computed now" in run_cli("data", "energies", reference, *MORSE, "-o", file).out
+    assert "1 computed now" in run_cli("data", "energies", reference, *MORSE, *BARE, "-o", file).out
     assert sorted(file.read_text().splitlines()) == sorted(whole.splitlines())
 
     done = run_cli("rank", cells, *MORSE, "--no-relax", "--hull", file)
@@ -105,9 +106,110 @@ def test_energies_are_a_cache_and_a_hull(cells: Path, reference: Path, run_cli) 
     assert "no energy of elemental Br" in done.out
 
 
+def test_elements_a_dataset_lacks_are_computed_once(cells: Path, run_cli, monkeypatch) -> None:
+    from crystalctl.analysis import elemental
+
+    monkeypatch.setattr(elemental, "lattices", lambda: (("simple cubic", cell(3.0, "Po")),))
+    monkeypatch.setattr(elemental, "SCALES", (0.7, 1.35))  # the well is at 3.2 Å for all
+    file = cells.parent / "e.jsonl"
+    (cells / "e.cif").write_text("not a crystal")
+    done = run_cli("data", "energies", cells, *MORSE, *BARE, "-o", file)
+    assert "2 without energy, 0 elements" in done.out
+    # What is there stays; the elements of all that can be read are added.
+    assert "0 computed now" in run_cli("data", "energies", cells, *MORSE, "-o", file).out
+    lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    found = {line["element"]: line for line in lines if "element" in line}
+    assert set(found) == {"Cs", "Cl", "Br", "He"}
+    assert "no parameters for He" in found["He"]["reason"]
+    assert found["Cs"]["id"] == "simple cubic"
+    assert "4 elements" in run_cli("data", "energies", cells, *MORSE, "-o", file).out
+    assert len(file.read_text().splitlines()) == len(lines) + 1
+    assert run_cli("rank", cells, *MORSE, "--no-relax", "--hull", file, "-q").code == 0
+    rows = [r for r in table(cells.parent / "cells-ranked" / "ranked.csv") if r["rank"]]
+    # The reference holds these very structures, none of which decays into the elements.
+    assert [float(row["e_hull_ev"]) for row in rows] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert {row["hull_phases"] for row in rows} == {"1.00 CsCl", "1.00 CsBr"}
+
+
+@pytest.fixture
+def voted(tmp_path: Path) -> Path:
+    """A run folder: the salt with most of the votes is not the one of lowest energy."""
+    from crystalctl.io.structures import extxyz_text
+
+    run = tmp_path / "voted"
+    run.mkdir()
+    shapes = [cell(3.5, "Cs", "Cl"), cell(3.75, "Cs", "Cl"), cell(3.9, "Cs", "Cl")]
+    shapes[1] = Structure(Lattice.tetragonal(3.3, 5.2), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    shapes[2] = Structure(Lattice.tetragonal(4.4, 3.0), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    raw = [
+        (s.lattice.matrix, s.frac_coords, [site.specie.Z for site in s], {"sample": k})
+        for k, s in enumerate(shapes, start=1)
+    ]
+    (run / "structures.extxyz").write_text(extxyz_text(raw))
+    (run / "manifest.json").write_text(json.dumps({"request": {"task": "predict"}}))
+    rows = [
+        {"rank": k, "sample": k, "formula": "CsCl", "votes": v, "count": 1}
+        for k, v in ((1, 0.0001), (2, 0.9), (3, 0.0999))
+    ]
+    (run / "summary.json").write_text(json.dumps({"structures": rows}))
+    return run
+
+
+def test_our_runs_are_ranked_by_score_and_on_request_by_energy(voted: Path, run_cli) -> None:
+    from crystalctl.analysis.scoring import scores
+
+    args = ("rank", voted, *MORSE, "--no-relax")
+    done = run_cli(*args, "--rank-by", "energy")
+    assert done.code == 0, done.err
+    out = voted.parent / "voted-ranked"
+    plain = [row for row in table(out / "ranked.csv") if row["rank"]]
+    assert len(plain) == 3
+    energies = [float(row["energy_ev"]) for row in plain]
+    assert energies == sorted(energies)
+    shares = [float(row["share"]) for row in plain]
+    assert sorted(shares) == pytest.approx([0.0001, 0.0999, 0.9])
+    given = [float(row["score_ev"]) for row in plain]
+    assert given == pytest.approx(scores(energies, shares))
+    assert "ranked by energy" in done.out
+    # Energies differ by some eV here: the weight must be as large to matter.
+    done = run_cli(*args, "--resume")
+    assert done.code == 0, done.err
+    assert "ranked by score" in done.out
+    by_score = [row for row in table(out / "ranked.csv") if row["rank"]]
+    found = [float(row["score_ev"]) for row in by_score]
+    assert found == sorted(found)
+    # Nothing of the first ranking is left beside the second.
+    assert {p.name for p in out.glob("*.cif")} == {row["file"] for row in by_score}
+    assert run_cli(*args, "--resume", "--rank-by", "beauty").code == 2
+
+
+def test_an_unlikely_structure_loses_its_place_to_a_likely_one(
+    voted: Path, run_cli, monkeypatch
+) -> None:
+    monkeypatch.setattr("crystalctl.analysis.scoring.scores.__defaults__", (100.0,))
+    assert run_cli("rank", voted, *MORSE, "--no-relax", "-q").code == 0
+    rows = [row for row in table(voted.parent / "voted-ranked" / "ranked.csv") if row["rank"]]
+    assert [float(row["share"]) for row in rows] == pytest.approx([0.9, 0.0999, 0.0001])
+
+
+def test_structures_of_others_have_no_score(cells: Path, run_cli) -> None:
+    done = run_cli("rank", cells, *MORSE, "--no-relax")
+    assert "score" not in done.out
+    rows = table(cells.parent / "cells-ranked" / "ranked.csv")
+    assert {row["score_ev"] for row in rows} == {""}
+
+
+def test_another_run_in_the_same_place_is_not_resumed(cells: Path, run_cli) -> None:
+    assert run_cli("rank", cells, *MORSE, "--no-relax", "-q").code == 0
+    cell(3.55, "Cs", "Cl").to(str(cells / "a.cif"))
+    done = run_cli("rank", cells, *MORSE, "--no-relax", "--resume")
+    assert done.code == 2
+    assert "other settings or structures" in " ".join(done.err.split())
+
+
 def test_stability_of_a_ranked_run_is_evaluated(cells: Path, reference: Path, run_cli) -> None:
     file = reference.parent / "e.jsonl"
-    assert run_cli("data", "energies", reference, *MORSE, "-o", file).code == 0
+    assert run_cli("data", "energies", reference, *MORSE, *BARE, "-o", file).code == 0
     assert run_cli("relax", cells, *MORSE, "--hull", file, "-q").code == 0
     done = run_cli(
         "evaluate",
@@ -144,7 +246,7 @@ def test_rank_refuses_a_hull_without_the_elements(cells: Path, tmp_path, run_cli
     (tmp_path / "other").mkdir()
     cell(3.2, "Na").to(str(tmp_path / "other" / "Na.cif"))
     file = tmp_path / "other.jsonl"
-    assert run_cli("data", "energies", tmp_path / "other", *MORSE, "-o", file).code == 0
+    assert run_cli("data", "energies", tmp_path / "other", *MORSE, *BARE, "-o", file).code == 0
     done = run_cli("rank", cells, *MORSE, "--hull", file)
     assert done.code == 2
     assert "no energy of elemental Br, Cl, Cs, He" in " ".join(done.err.split())
@@ -199,7 +301,7 @@ class TestAfterPredict:
     def test_a_hull_without_the_elements_is_refused_before_sampling(
         self, reference: Path, run_cli
     ) -> None:
-        run_cli("data", "energies", reference, *MORSE, "-o", "e.jsonl")
+        run_cli("data", "energies", reference, *MORSE, *BARE, "-o", "e.jsonl")
         wish = ("--hull", "e.jsonl", *MORSE, "--out", "run")
         done = run_cli("predict", "--formula", "NaCl", *wish)
         assert done.code == 2

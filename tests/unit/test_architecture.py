@@ -59,6 +59,7 @@ ABOVE = {
     "energies",
     "evaluating",
     "gathering",
+    "ordering",
     "overview",
     "relaxing",
     "sampling",

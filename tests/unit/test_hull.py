@@ -37,6 +37,35 @@ def test_binaries_count_in_a_ternary_system_and_others_do_not() -> None:
     assert hull.above("NaKCl2", -2.5)[0] == pytest.approx(0.5)
 
 
+def test_unstable_and_broken_references_do_no_harm() -> None:
+    """Allotropes, compounds that would decompose, a positive energy, one that is no number."""
+    rows = [*SALT, ("Na", 4.0), ("Na3Cl", 7.0), ("NaCl3", 0.0), ("NaCl", float("nan"))]
+    plain, crowded = Hull.of("a", None, SALT), Hull.of("b", None, [*rows, ("Cl", float("-inf"))])
+    for formula in ("Na", "Cl", "NaCl", "Na3Cl", "NaCl3"):
+        assert crowded.above(formula, -1.0) == pytest.approx(plain.above(formula, -1.0))
+
+
+def test_a_structure_below_the_hull_does_not_join_it() -> None:
+    hull = Hull.of("by hand", None, SALT)
+    assert hull.above("NaCl", -9.0)[0] == pytest.approx(-6.0)
+    assert hull.above("NaCl", -2.8)[0] == pytest.approx(0.2)
+    assert hull.above("Na", -9.0)[0] == pytest.approx(-7.8)
+
+
+def test_what_the_hull_is_made_of() -> None:
+    hull = Hull.of("by hand", None, SALT)
+    hull.above("NaCl", -3.0)
+    assert hull.phases("Na2Cl2") == "1.00 NaCl"
+    assert hull.phases("Na3Cl") == "0.50 NaCl + 0.50 Na"
+    assert hull.phases("Na") == "1.00 Na"
+
+
+def test_many_elements_with_nothing_between_them() -> None:
+    ends = [(e, -1.0 - k / 10) for k, e in enumerate(("Li", "Na", "K", "Rb", "Cs", "O", "S"))]
+    value, why = Hull.of("ends", None, ends).above("LiNaKRbCsOS", -2.0)
+    assert (value, why) == (pytest.approx(-2.0 + 1.3), "")
+
+
 def test_a_missing_element_gives_a_reason_instead_of_a_number() -> None:
     value, why = Hull.of("by hand", None, SALT).above("NaBr", -3.0)
     assert value is None

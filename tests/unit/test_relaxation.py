@@ -15,7 +15,7 @@ from crystalctl.analysis.energy import (
     load_potential,
 )
 from crystalctl.analysis.exact import found_group
-from crystalctl.analysis.relaxation import Settings, relax
+from crystalctl.analysis.relaxation import Settings, primitive, relax
 from crystalctl.errors import InputError
 
 
@@ -31,6 +31,21 @@ def strained(structure: Structure, seed: int = 0) -> Structure:
         found.species,
         found.frac_coords,
     )
+
+
+def test_the_primitive_cell_is_relaxed_and_stands_for_the_whole() -> None:
+    whole = Structure(Lattice.cubic(3.7), ["Cu"] * 4, FCC)
+    done = dict(relax(load_potential("springs:emt"), [whole, strained(whole, 1)]))
+    # One atom moved by hand in each of the four places is no repetition.
+    assert [len(done[i].structure) for i in (0, 1)] == [1, 4]
+    assert done[0].energy == pytest.approx(done[1].energy, abs=2e-3)
+    assert done[0].structure.volume == pytest.approx(done[1].structure.volume / 4, rel=0.01)
+    small = primitive(whole)
+    assert small.volume == pytest.approx(whole.volume / 4)
+    assert primitive(small) is small
+    turned = whole.copy()
+    turned.translate_sites([0, 1, 2, 3], [0.1, 0.2, 0.3])
+    assert primitive(turned).distance_matrix.shape == (1, 1)
 
 
 class Several:

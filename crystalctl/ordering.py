@@ -1,0 +1,132 @@
+"""Structures with energies -> a ranking: merged where equal, ordered by score or energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from crystalctl.analysis.hull import Hull
+from crystalctl.analysis.matching import group_duplicates
+from crystalctl.analysis.scoring import scores
+from crystalctl.analysis.symmetrise import Symmetric, symmetrise
+from crystalctl.io.collect import Row
+
+OnProgress = Callable[[str, int, int], None]
+Facts = dict[str, Any]
+
+
+def structure_of(row: Row) -> Any:
+    """The pymatgen structure of a row that could be read."""
+    from pymatgen.core import Lattice, Structure
+
+    assert row.entry is not None
+    entry = row.entry
+    return Structure(Lattice(entry.lattice), entry.numbers.tolist(), entry.frac)
+
+
+def symbol_of(symmetric: Symmetric) -> str:
+    """Hermann-Mauguin symbol as file names and tables have it."""
+    return symmetric.symbol.replace("_", "")
+
+
+def rank_rows(
+    rows: Sequence[Row],
+    done: Mapping[int, Facts],
+    *,
+    hull: Hull | None = None,
+    by: str = "score",
+    on_progress: OnProgress | None = None,
+) -> list[tuple[Facts, Symmetric | None]]:
+    """Rows of the table: ranked ones with their symmetric cell; merged ones and failures last.
+
+    ``done``: what became of each row, by index (``Relaxed`` as a dictionary). By formula as they
+    came, then score or energy; with a ``hull`` all formulas together. A formula of whose
+    structures one has no share of votes (other people's) has no scores and goes by energy.
+    """
+    from pymatgen.core import Structure
+
+    facts = [_facts(row, done.get(index), hull) for index, row in enumerate(rows)]
+    good = [i for i in range(len(rows)) if not facts[i]["reason"]]
+    good.sort(key=lambda i: facts[i]["energy_ev"])
+    structures = {i: Structure.from_dict(done[i]["structure"]) for i in good}
+    # Energies ascend: the first of a group, which stands for it, has the lowest.
+    groups = {
+        good[members[0]]: [good[member] for member in members]
+        for members in group_duplicates([structures[i] for i in good])
+    }
+    for lead, members in groups.items():
+        shares = [rows[i].share for i in members]
+        total = None if None in shares else sum(s for s in shares if s is not None)
+        facts[lead] |= {"count": len(members), "share": total}
+    _score([facts[lead] for lead in groups], hull)
+    found: list[tuple[Facts, Symmetric | None]] = []
+    for rank, lead in enumerate(sorted(groups, key=_place(facts, hull, by)), start=1):
+        symmetric = symmetrise(structures[lead])
+        facts[lead] |= {"rank": rank, "group": symbol_of(symmetric)}
+        found.append((facts[lead], symmetric))
+        for other in groups[lead][1:]:
+            facts[other]["same_as"] = rank
+        if on_progress is not None:
+            on_progress("symmetrising", rank, len(groups))
+    return found + [(facts[i], None) for i in range(len(rows)) if i not in groups]
+
+
+def _score(leaders: Sequence[Facts], hull: Hull | None) -> None:
+    """Give the structures of each formula their scores, where all have a share and an energy."""
+    energy = "energy_ev" if hull is None else "e_hull_ev"
+    for formula in {one["formula"] for one in leaders}:
+        same = [one for one in leaders if one["formula"] == formula]
+        if all(one["share"] is not None and one[energy] is not None for one in same):
+            values = scores([one[energy] for one in same], [one["share"] for one in same])
+            for one, value in zip(same, values, strict=True):
+                one["score_ev"] = value
+
+
+def _place(
+    facts: Sequence[Facts], hull: Hull | None, by: str
+) -> Callable[[int], tuple[float, float, float]]:
+    """The key that sorts by what ``rank_rows`` says; what has no place in a hull comes last."""
+    formulas = dict.fromkeys(one["formula"] for one in facts)
+    order = {name: number if hull is None else 0 for number, name in enumerate(formulas)}
+
+    def place(index: int) -> tuple[float, float, float]:
+        one = facts[index]
+        value = one["energy_ev"] if hull is None else one["e_hull_ev"]
+        if by == "score" and one["score_ev"] is not None:
+            value = one["score_ev"]
+        return order[one["formula"]], math.inf if value is None else value, one["energy_ev"]
+
+    return place
+
+
+def _facts(row: Row, done: Facts | None, hull: Hull | None) -> Facts:
+    facts: Facts = {"rank": None, "id": row.id, "source": row.source, "formula": ""}
+    facts |= {"group_before": "", "group": "", "count": None, "same_as": None, "file": ""}
+    if row.entry is None or done is None:
+        return facts | {"reason": row.reason or "cannot be read"}
+    before = structure_of(row)
+    formula = before.composition.reduced_formula
+    above: Facts = {}
+    if hull is not None:
+        value, why = (None, "") if done["reason"] else hull.above(formula, done["energy"])
+        above = {
+            "e_hull_ev": value,
+            "e_hull_reason": why,
+            "hull_phases": "" if value is None else hull.phases(formula),
+            "reference": hull.reference,
+        }
+    return facts | {
+        "formula": formula,
+        "group_before": "" if done["reason"] else symbol_of(symmetrise(before)),
+        "energy_ev": done["energy"],
+        "energy_before_ev": done["start_energy"],
+        **above,
+        "share": row.share,
+        "score_ev": None,
+        "rmsd_ang": done["rmsd"],
+        "volume_change": done["volume_change"],
+        "steps": done["steps"],
+        "converged": done["converged"],
+        "reason": done["reason"],
+    }
