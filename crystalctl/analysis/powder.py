@@ -108,6 +108,9 @@ def read_pattern(path: Path | str, wavelength: str | float = "CuKa") -> Pattern:
         )
     if np.ptp(counts) <= 0:
         raise InputError(f"{path} has the same counts everywhere", _FORMAT)
+    # Some are negative where a background was subtracted; not all.
+    if counts.max() <= 0:
+        raise InputError(f"{path} has no positive counts (highest {counts.max():g})", _FORMAT)
     pattern = Pattern(angles, counts, value, path.name)
     if not pattern.peaks()[1].max() > 0:
         raise InputError(f"{path} has no peak above its background", _FORMAT)

@@ -168,6 +168,7 @@ class TestReading:
             (b"10 1\n10.1\n", "line 2 has one number"),
             ("\n".join(f"{k} 5" for k in range(5, 100)).encode(), "every 1°"),
             ("\n".join(f"{k / 10} 5" for k in range(100)).encode(), "same counts"),
+            ("\n".join(f"{k / 10} {-k % 7 - 9}" for k in range(100)).encode(), "no positive"),
             ("\n".join(f"{170 + k} 5" for k in range(20)).encode(), "0 to 180"),
             ("\n".join(f"{170 + k / 10} nan" for k in range(20)).encode(), "0 points"),
             (b"RAW1.01\0\0\0", "binary"),
