@@ -63,7 +63,7 @@ def compute_energies(
     stem = path.name.split(".")[0]
     label = calculator.replace(":", "-")
     target = Path(out) if out is not None else path.parent / f"{stem}-{label}.jsonl"
-    header = {"kind": KIND, "calculator": potential.name, "source": path.name}
+    header: dict[str, Any] = {"kind": KIND, "calculator": potential.name, "source": path.name}
     header |= {"structures": len(rows), "relaxed": relaxed}
     done, known = _done(target, header)
     todo = [i for i in able if i not in done]
