@@ -44,13 +44,20 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses(gpu: Any) -> None:
         torch.tensor([1.0], device=gpu.device)
 
 
-def trainer(family: str, task: str, device: torch.device, out: Any) -> Trainer:
+CASES = [(family, task, {}) for family, task in FAMILY_TASKS]
+CASES.append(("diffcsp_pp", "predict", {"n_radial": 4}))
+each_case = pytest.mark.parametrize(("family", "task", "changes"), CASES)
+
+
+def trainer(
+    family: str, task: str, changes: dict[str, Any], *, device: torch.device, out: Any
+) -> Trainer:
     crystals = crystals_for(family)
     config = TrainConfig(
         epochs=2, batch_size=2, warmup_steps=0, precision="fp32", compile=False, chunk_edges=16
     )
     return Trainer(
-        tiny_model(family, task, crystals),
+        tiny_model(family, task, crystals, **changes),
         family,
         config,
         train=crystals,
@@ -62,20 +69,22 @@ def trainer(family: str, task: str, device: torch.device, out: Any) -> Trainer:
     )
 
 
-@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
-def test_a_training_run_is_that_of_the_cpu(family: str, task: str, gpu: Any, tmp_path: Any) -> None:
+@each_case
+def test_a_training_run_is_that_of_the_cpu(
+    family: str, task: str, changes: dict[str, Any], gpu: Any, tmp_path: Any
+) -> None:
     runs = {}
     for name, device in (("cpu", torch.device("cpu")), ("gpu", gpu.device)):
         folder = tmp_path / name
         folder.mkdir()
-        runs[name] = trainer(family, task, device, folder)
+        runs[name] = trainer(family, task, changes, device=device, out=folder)
         assert runs[name].run() == "finished"
     assert runs["gpu"].count.best == pytest.approx(runs["cpu"].count.best, rel=1e-5)
     for one, other in zip(*(r.model.parameters() for r in runs.values()), strict=True):
         assert isinstance(other, torch.nn.Parameter)
         assert other.device == gpu.device
         torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
-    again = trainer(family, task, gpu.device, tmp_path / "gpu")
+    again = trainer(family, task, changes, device=gpu.device, out=tmp_path / "gpu")
     again.resume()
     assert again.count.step == runs["gpu"].count.step
 
@@ -85,9 +94,11 @@ HOST_READS = {"diffcsp": 0, "diffcsp_pp": 5}
 which. A family that is not named here never waits."""
 
 
-@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
-def test_reads_of_a_training_step(family: str, task: str, gpu: Any, tmp_path: Any) -> None:
-    run = trainer(family, task, gpu.device, tmp_path)
+@each_case
+def test_reads_of_a_training_step(
+    family: str, task: str, changes: dict[str, Any], gpu: Any, tmp_path: Any
+) -> None:
+    run = trainer(family, task, changes, device=gpu.device, out=tmp_path)
     _, batch = next(run._batches())
     run._train_step(batch)  # tables that are made once
     gpu.reads.clear()
@@ -103,10 +114,12 @@ def wanted(family: str, task: str) -> list[Target]:
     return [Target(n_atoms=3), Target(n_atoms=2, elements=frozenset({8, 12}))]
 
 
-@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
-def test_sampling_is_that_of_the_cpu_and_never_waits(family: str, task: str, gpu: Any) -> None:
+@each_case
+def test_sampling_is_that_of_the_cpu_and_never_waits(
+    family: str, task: str, changes: dict[str, Any], gpu: Any
+) -> None:
     targets = wanted(family, task)
-    model = tiny_model(family, task, crystals_for(family))
+    model = tiny_model(family, task, crystals_for(family), **changes)
     stream = torch.arange(len(targets))
     expected = model.sample(targets, NoiseSource(3, stream))
     model.to(gpu.device)
