@@ -50,7 +50,8 @@ from crystalctl.analysis.assigning import (
     pair_atoms,
     squares,
 )
-from crystalctl.analysis.reduction import Reduced, is_lll_reduced, lll_steps, mappings
+from crystalctl.analysis.niggli import is_lll_reduced, lll_steps
+from crystalctl.analysis.reduction import Reduced, by_row, mappings
 
 Pair = tuple[Reduced, Reduced]
 
@@ -222,7 +223,7 @@ def _exactly(matcher: Any, pair: _Laid, cell: Array, start: int) -> Array:
 
     n, theirs = len(pair.ours), pair.other.frac
     lattice = Lattice(cell)
-    ours = lattice.get_fractional_coords(pair.lattice.get_cartesian_coords(pair.one.frac))
+    ours = lattice.get_fractional_coords(by_row(pair.one.frac, pair.lattice.matrix))
     ours = ours - np.floor(ours)
     moved = theirs + (ours[pair.ours[start]] - theirs[pair.theirs[0]])
     mean = _mean(cell, pair.target)
