@@ -1,6 +1,6 @@
 """Lattice reductions with the results of pymatgen's, in a fraction of their time, or none.
 
-pymatgen reduces the metric of a lattice with tolerances (after an LLL reduction), and then looks for
+pymatgen reduces the metric of a lattice with tolerances, after an LLL reduction, then looks for
 the Niggli cell among the vectors of the lattice as given: the first triple, in its order, with
 about the lengths and angles found. Here the metric is six plain numbers. Rounding differs from
 pymatgen's, so every comparison is watched. Where one is within rounding of its threshold, or where
@@ -33,11 +33,11 @@ _ORIGIN, _PERIODIC = np.zeros((1, 3)), np.ones(3, dtype=np.int64)
 
 def niggli_cell(matrix: Array) -> Array | None:
     """``Lattice(matrix).get_niggli_reduced_lattice().matrix``, (3, 3) Å rows; None = not sure."""
-    basis, _, tied = _lll(matrix.tolist())
-    a, b, c = basis
+    a, b, c = basis = matrix.tolist()
     size = abs(_dot(a, _cross(b, c)))
     if not 0 < size < math.inf:
         return None
+    (a, b, c), _, tied = _lll(basis)
     twice = 2 * _dot(b, c), 2 * _dot(a, c), 2 * _dot(a, b)
     metric = _Metric((_dot(a, a), _dot(b, b), _dot(c, c), *twice), _TOL * size ** (1 / 3))
     if not metric.reduce() or metric.doubtful or (tied and metric.nearly):

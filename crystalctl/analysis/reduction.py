@@ -47,8 +47,9 @@ class Reduced:
     @cached_property
     def volume(self) -> float:
         """Å³, by the floating-point operations of pymatgen."""
-        (a, b, c), (x, y, z), last = *self.matrix[:2].tolist(), self.matrix[2]
-        return float(abs(np.dot(np.array([b * z - c * y, c * x - a * z, a * y - b * x]), last)))
+        (a, b, c), (x, y, z), _ = self.matrix.tolist()
+        normal = np.array([b * z - c * y, c * x - a * z, a * y - b * x])
+        return float(abs(np.dot(normal, self.matrix[2])))
 
     @cached_property
     def content(self) -> tuple[tuple[int, int], ...]:
@@ -105,13 +106,13 @@ def reduce_cell(cell: Cell) -> Reduced:
     if niggli is None:
         niggli = np.array(_quick_lattice()(matrix).get_niggli_reduced_lattice().matrix)
     if not (np.abs(niggli - matrix) <= _EQUAL_ANG + _EQUAL * np.abs(matrix)).all():
-        frac = np.mod(by_row(by_row(frac, matrix), np.linalg.inv(niggli)), 1)
+        frac = np.mod(by_row(by_row(frac, matrix), np.asarray(np.linalg.inv(niggli))), 1)
     found = Reduced(niggli, frac, np.asarray(numbers, dtype=np.int64))
     return found if _surely_primitive(found) else _primitive(found)
 
 
 def by_row(vectors: Array, matrix: Array) -> Array:
-    """``vectors`` (n, 3) times ``matrix`` (3, 3), one after the other as pymatgen does for its sites.
+    """``vectors`` (n, 3) times ``matrix`` (3, 3), one by one as pymatgen does for its sites.
 
     On some processors a product of matrices is rounded in another way.
     """

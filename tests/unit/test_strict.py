@@ -18,7 +18,7 @@ from pymatgen.core import Lattice, Structure
 from crystalctl.analysis import strict
 from crystalctl.analysis.comparing import fits, prepare, rms
 from crystalctl.analysis.matching import BENCHMARK, DUPLICATES
-from crystalctl.analysis.niggli import is_lll_reduced, lll_steps
+from crystalctl.analysis.niggli import is_lll_reduced, lll_steps, niggli_cell
 from crystalctl.analysis.reduction import reduce_cell
 
 
@@ -178,6 +178,48 @@ def test_reduced_cells_are_those_of_the_matcher(change) -> None:
         assert np.array_equal(found.matrix, expected.lattice.matrix)
         assert np.array_equal(found.frac, expected.frac_coords)
         assert found.numbers.tolist() == [site.specie.Z for site in expected]
+
+
+def lattices(count: int) -> list[np.ndarray]:
+    """Of all systems, with numbers rounded as in files, then skewed or disturbed a little."""
+    rng = np.random.default_rng(11)
+    found = []
+    for k in range(count):
+        a, b, c = rng.uniform(2.5, 9, 3).round(3)
+        angles = rng.uniform(55, 125, 3).round(2)
+        made = (
+            Lattice.cubic(a),
+            Lattice.tetragonal(a, c),
+            Lattice.hexagonal(a, c),
+            Lattice.orthorhombic(a, b, c),
+            Lattice.monoclinic(a, b, c, angles[0]),
+            Lattice.rhombohedral(a, round(rng.uniform(50, 115), 2)),
+            Lattice.from_parameters(a, b, c, *angles),
+            Lattice(np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) * a / 2),
+            Lattice(np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) * a / 2),
+        )[k % 9]
+        if np.isfinite(made.matrix).all() and made.volume > 5:
+            change = (np.eye(3), np.eye(3)[rng.permutation(3)], [[1, 0, 0], [2, 1, 0], [-1, 3, 1]])
+            noise = rng.normal(size=(3, 3)) * rng.choice([0, 1e-12, 1e-7, 1e-5, 1e-3])
+            found.append(np.array(change[k % 3]) @ (made.matrix + noise))
+    return found
+
+
+def test_niggli_cells_are_those_of_pymatgen() -> None:
+    """Bit for bit, or none where the way there is a matter of rounding."""
+    cells = lattices(450)
+    unsure = 0
+    for one in cells:
+        found = niggli_cell(one)
+        unsure += found is None
+        if found is not None:
+            assert np.array_equal(found, Lattice(one).get_niggli_reduced_lattice().matrix)
+    assert 0 < unsure < len(cells) / 3
+
+
+def test_a_cell_without_volume_has_no_niggli_cell() -> None:
+    assert niggli_cell(np.zeros((3, 3))) is None
+    assert niggli_cell(np.full((3, 3), np.nan)) is None
 
 
 def test_lll_is_that_of_pymatgen() -> None:
