@@ -207,14 +207,22 @@ def lattices(count: int) -> list[np.ndarray]:
 
 def test_niggli_cells_are_those_of_pymatgen() -> None:
     """Bit for bit, or none where the way there is a matter of rounding."""
+    sure = 0
     cells = lattices(450)
-    unsure = 0
     for one in cells:
         found = niggli_cell(one)
-        unsure += found is None
         if found is not None:
             assert np.array_equal(found, Lattice(one).get_niggli_reduced_lattice().matrix)
-    assert 0 < unsure < len(cells) / 3
+            sure += 1
+    assert sure > 0.9 * len(cells)
+
+
+def test_ties_beside_numbers_almost_equal_are_left_to_pymatgen() -> None:
+    """2 a·b = a² exactly, and a is as long as c but for the tolerance of the reduction."""
+    cell = np.array([[3, 0, 0], [1.5, 4, 0], [0, 0, 3 + 4e-7]])
+    assert niggli_cell(cell) is None
+    found = reduce_cell((cell, np.array([[0.1, 0.2, 0.3]]), [6])).matrix
+    assert np.array_equal(found, Lattice(cell).get_niggli_reduced_lattice().matrix)
 
 
 def test_a_cell_without_volume_has_no_niggli_cell() -> None:
