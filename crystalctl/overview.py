@@ -13,7 +13,7 @@ from crystalctl.symmetry.tables import tables
 Judged = tuple[Set, Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """A run, its aggregates, and its rows of facts.csv."""
 _PERCENT = ("structurally valid", "compositionally valid", "valid")
-_COLUMNS = ("run", "id", "reference", "rmse", "unique", "novel")
+_COLUMNS = ("run", "source", "id", "reference", "rmse", "unique", "novel")
 
 
 def page(judged: Sequence[Judged], notes: Sequence[str], facts: str) -> Report:
@@ -54,8 +54,8 @@ def _entry(rank: int, row: Any, facts: Mapping[str, Any], many: bool) -> Entry:
         formula=facts["formula"] or "",
         space_group=tables().symbols[number - 1] if number else "",
         space_group_number=number,
-        file=str(row.source),
         reason=facts["reason"],
+        # The files are where the input is, some in archives: a link from here would be broken.
         extra={
             name: ("yes" if value else "no") if isinstance(value, bool) else value
             for name, value in extra.items()

@@ -45,6 +45,11 @@ _MOTIFS: dict[int, tuple[str, ...]] = {
     12: ("cuboctahedral", "q2", "q4", "q6"),
 }
 """Order parameters for each coordination number. Ref: Zimmermann & Jain, RSC Adv. 10, 6063."""
+_SOUTH_POLE = {"tri_bipyr", "sq_bipyr", "pent_bipyr", "hex_bipyr", "oct_max", "sq_plan_max"} | {
+    "hex_plan_max",
+    "see_saw_rect",
+}
+"""Order parameters for which a neighbour opposite to another counts differently."""
 SITE_LENGTH = MAX_COORDINATION + sum(len(names) for names in _MOTIFS.values())
 _MIN_VOLUME_PER_ATOM = 0.1
 """Å³; looking for neighbours in denser cells takes minutes and gigabytes."""
@@ -74,35 +79,44 @@ def _site(structure: Any, index: int) -> list[float]:
     values: list[float] = []
     for number in range(1, MAX_COORDINATION + 1):
         weight = float(data.cn_weights.get(number, 0))
-        values.append(weight)
-        for motif in motifs.get(number, ()):
-            if weight == 0:
-                values.append(0.0)
-                continue
+        found = dict.fromkeys(_MOTIFS.get(number, ()), 0.0)
+        if weight != 0 and found:
             around = [neighbour["site"] for neighbour in data.cn_nninfo[number]]
-            found = motif.get_order_parameters(
-                [structure[index], *around], 0, indices_neighs=list(range(1, len(around) + 1))
-            )[0]
-            values.append(weight * (found or 0.0))
+            for names, order in motifs[number]:
+                orders = order.get_order_parameters(
+                    [structure[index], *around], 0, indices_neighs=list(range(1, len(around) + 1))
+                )
+                found.update(zip(names, orders, strict=True))
+        values += [weight, *(weight * (one or 0.0) for one in found.values())]
     return values
 
 
 @lru_cache(maxsize=1)
-def _crystal_nn() -> tuple[Any, Mapping[int, list[Any]]]:
+def _crystal_nn() -> tuple[Any, Mapping[int, list[tuple[list[str], Any]]]]:
+    """pymatgen's neighbour search; for each coordination number, motifs and their order parameters.
+
+    One object goes through the angles once for all its motifs. It looks at the south pole for the
+    last of them only, so those with one there cannot share an object.
+    """
     from pymatgen.analysis.local_env import CN_OPT_PARAMS, CrystalNN, LocalStructOrderParams
 
-    motifs = {}
+    finders: dict[int, list[tuple[list[str], Any]]] = {}
     for number, names in _MOTIFS.items():
-        known = CN_OPT_PARAMS.get(number, {})
-        motifs[number] = [
-            # A motif of pymatgen is a kind of order parameter, often with parameters of its own.
-            LocalStructOrderParams(
-                [known[name][0] if name in known else name],
-                parameters=[known[name][1] if len(known.get(name, ())) > 1 else None],
+        # A motif of pymatgen is a kind of order parameter, often with parameters of its own.
+        known = {name: CN_OPT_PARAMS.get(number, {}).get(name, [name]) for name in names}
+        polar = [name for name in names if known[name][0] in _SOUTH_POLE]
+        others = [name for name in names if name not in polar]
+        finders[number] = [
+            (
+                group,
+                LocalStructOrderParams(
+                    [known[name][0] for name in group],
+                    parameters=[known[name][1] if known[name][1:] else None for name in group],
+                ),
             )
-            for name in names
+            for group in ([*others, *polar[:1]], *([name] for name in polar[1:]))
         ]
-    return CrystalNN(), motifs
+    return CrystalNN(), finders
 
 
 @lru_cache(maxsize=1)

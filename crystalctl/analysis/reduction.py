@@ -6,6 +6,7 @@ reduction itself is used as it is, with a faster search for the vectors of the r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalctl.analysis.niggli import niggli_cell
+
 Array = NDArray[np.float64]
 Cell = tuple[Array, Array, Sequence[int]]
 """Lattice (3, 3) Å rows, fractional coordinates (n, 3), n atomic numbers."""
 
 _PRIMITIVE_ANG = 0.25
 """pymatgen's tolerance for an atom to be a copy of another in ``get_primitive_structure``."""
+_EQUAL, _EQUAL_ANG = 1e-5, 1e-8
+"""Relative and absolute tolerance within which pymatgen calls two lattices equal."""
 _WIDER = 1 + 1e-6
 _CLOSE = 1e-9
 """Numbers that differ by less, relatively, may be equal."""
-_AROUND = np.array([s for s in product((-1, 0, 1), repeat=2) if any(s)])
+_AROUND = [s for s in product((-1, 0, 1), repeat=2) if any(s)]
 _MANY = 2_000_000
 """Triples looked at in one batch."""
 
@@ -41,8 +46,10 @@ class Reduced:
 
     @cached_property
     def volume(self) -> float:
-        """Å³."""
-        return float(abs(np.dot(np.cross(self.matrix[0], self.matrix[1]), self.matrix[2])))
+        """Å³, by the floating-point operations of pymatgen."""
+        (a, b, c), (x, y, z), _ = self.matrix.tolist()
+        normal = np.array([b * z - c * y, c * x - a * z, a * y - b * x])
+        return float(abs(np.dot(normal, self.matrix[2])))
 
     @cached_property
     def content(self) -> tuple[tuple[int, int], ...]:
@@ -50,27 +57,35 @@ class Reduced:
         return tuple(sorted(Counter(self.numbers.tolist()).items()))
 
     @cached_property
-    def lengths(self) -> Array:
-        """Sorted lengths of the basis over the cube root of the volume, (3,)."""
-        return np.asarray(np.sort(np.linalg.norm(self.matrix, axis=1)) / np.cbrt(self.volume))
+    def lengths(self) -> list[float]:
+        """Sorted lengths of the basis over the cube root of the volume."""
+        size = self.volume ** (1 / 3)
+        return sorted(math.sqrt(square) / size for square in (self.matrix**2).sum(axis=1).tolist())
 
     @cached_property
-    def minima(self) -> Array:
-        """Successive minima of the lattice over the cube root of the volume, (3,).
+    def minima(self) -> list[float]:
+        """Successive minima of the lattice over the cube root of the volume.
 
-        The lengths themselves if no vector gets shorter by adding or subtracting shorter ones once,
-        which is Minkowski's condition in three dimensions.
+        Vectors are added to and subtracted from longer ones until none gets shorter: Minkowski's
+        condition in three dimensions.
         """
-        basis = self.matrix[np.argsort(np.linalg.norm(self.matrix, axis=1))]
-        square = (basis**2).sum(axis=1)
-        second = ((basis[1] + [[1], [-1]] * basis[0]) ** 2).sum(axis=1)
-        third = ((basis[2] + _AROUND @ basis[:2]) ** 2).sum(axis=1)
-        if (np.array([second.min(), third.min()]) >= square[1:] * (1 - _CLOSE)).all():
-            return self.lengths
-        from ase.geometry import minkowski_reduce
-
-        reduced, _ = minkowski_reduce(self.matrix)
-        return np.asarray(np.sort(np.linalg.norm(reduced, axis=1)) / np.cbrt(self.volume))
+        basis = [row / self.volume ** (1 / 3) for row in self.matrix]
+        while True:
+            squares = [float(np.dot(row, row)) for row in basis]
+            p, q, r = sorted(range(3), key=squares.__getitem__)
+            x, y, z = basis[p], basis[q], basis[r]
+            a, b, c = squares[p], squares[q], squares[r]
+            xy, xz, yz = float(np.dot(x, y)), float(np.dot(x, z)), float(np.dot(y, z))
+            if b + a - 2 * abs(xy) < b * (1 - _CLOSE):
+                basis[q] = y - math.copysign(1, xy) * x
+                continue
+            least, i, j = min(
+                (c + i * i * a + j * j * b + 2 * (i * xz + j * yz + i * j * xy), i, j)
+                for i, j in _AROUND
+            )
+            if least >= c * (1 - _CLOSE):
+                return [math.sqrt(a), math.sqrt(b), math.sqrt(c)]
+            basis[r] = z + i * x + j * y
 
     @cached_property
     def sites(self) -> dict[int, NDArray[np.intp]]:
@@ -85,13 +100,23 @@ def reduce_cell(cell: Cell) -> Reduced:
     The reduction raises various errors for cells without volume or with extreme angles.
     """
     matrix, frac, numbers = cell
-    lattice = _quick_lattice()(matrix)
-    niggli = lattice.get_niggli_reduced_lattice()
+    matrix = np.array(matrix, dtype=float)
     frac = np.asarray(frac, dtype=float)
-    if niggli != lattice:
-        frac = np.mod(lattice.get_cartesian_coords(frac) @ niggli.inv_matrix, 1)
-    found = Reduced(np.array(niggli.matrix), frac, np.asarray(numbers, dtype=np.int64))
+    niggli = niggli_cell(matrix)
+    if niggli is None:
+        niggli = np.array(_quick_lattice()(matrix).get_niggli_reduced_lattice().matrix)
+    if not (np.abs(niggli - matrix) <= _EQUAL_ANG + _EQUAL * np.abs(matrix)).all():
+        frac = np.mod(by_row(by_row(frac, matrix), np.asarray(np.linalg.inv(niggli))), 1)
+    found = Reduced(niggli, frac, np.asarray(numbers, dtype=np.int64))
     return found if _surely_primitive(found) else _primitive(found)
+
+
+def by_row(vectors: Array, matrix: Array) -> Array:
+    """``vectors`` (n, 3) times ``matrix`` (3, 3), one by one as pymatgen does for its sites.
+
+    On some processors a product of matrices is rounded in another way.
+    """
+    return np.array([np.dot(vector, matrix) for vector in vectors])
 
 
 def _primitive(cell: Reduced) -> Reduced:
@@ -189,67 +214,3 @@ def _angles_near(
     cosines = np.inner(one, other) / size[:, None] / size_other
     cosines = np.minimum(np.maximum(cosines, -1), 1)  # np.clip takes several times as long
     return np.asarray(np.abs(np.rad2deg(np.arccos(cosines)) - angle) <= within)
-
-
-def is_lll_reduced(cells: Array) -> NDArray[np.bool_]:
-    """Whether the LLL reduction (delta 3/4) surely leaves each of the cells (M, 3, 3) as it is."""
-    a, b, c = cells.transpose(1, 0, 2)
-    aa = (a * a).sum(1)
-    ab, ac = (a * b).sum(1) / aa, (a * c).sum(1) / aa
-    b = b - ab[:, None] * a
-    bb = (b * b).sum(1)
-    bc = (b * c).sum(1) / bb
-    c = c - ac[:, None] * a - bc[:, None] * b
-    small = (np.abs(np.stack([ab, ac, bc])) < 0.5 - _CLOSE).all(axis=0)
-    second = bb > (0.75 - ab**2 + _CLOSE) * aa
-    return np.asarray(small & second & ((c * c).sum(1) > (0.75 - bc**2 + _CLOSE) * bb))
-
-
-@lru_cache(maxsize=4096)
-def lll_steps(raw: bytes) -> tuple[Array, Array] | None:
-    """LLL reduction (delta 3/4) of the cell (3, 3) with these bytes, None where it is not sure.
-
-    The reduced basis in multiples of the given one (3, 3), and the inverse. Not sure: a decision
-    compares numbers that are equal to rounding.
-    """
-    basis = np.frombuffer(raw).reshape(3, 3).tolist()
-    steps = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    k = 1
-    while k < 3:
-        for i in range(k - 1, -1, -1):
-            ratio = _gram_schmidt(basis, k)[0][i]
-            times = round(ratio)
-            if abs(abs(ratio - times) - 0.5) < _CLOSE:
-                return None
-            if times:
-                basis[k] = [x - times * y for x, y in zip(basis[k], basis[i], strict=True)]
-                steps[k] = [x - times * y for x, y in zip(steps[k], steps[i], strict=True)]
-        ratios, squares = _gram_schmidt(basis, k)
-        least = (0.75 - ratios[k - 1] ** 2) * squares[k - 1]
-        if abs(squares[k] - least) < _CLOSE * squares[k - 1]:
-            return None
-        if squares[k] >= least:
-            k += 1
-        else:
-            basis[k - 1], basis[k] = basis[k], basis[k - 1]
-            steps[k - 1], steps[k] = steps[k], steps[k - 1]
-            k = max(k - 1, 1)
-    found = np.array(steps, dtype=float)
-    return found, np.linalg.inv(found)
-
-
-def _gram_schmidt(basis: list[list[float]], k: int) -> tuple[list[float], list[float]]:
-    """Coefficients of vector k on the orthogonalised ones before it; squares of 0..k of these."""
-    orthogonal: list[list[float]] = []
-    squares: list[float] = []
-    ratios: list[float] = []
-    for x, y, z in basis[: k + 1]:
-        ratios = []
-        rest = [x, y, z]
-        for (u, v, w), square in zip(orthogonal, squares, strict=True):
-            ratio = (x * u + y * v + z * w) / square
-            ratios.append(ratio)
-            rest = [rest[0] - ratio * u, rest[1] - ratio * v, rest[2] - ratio * w]
-        orthogonal.append(rest)
-        squares.append(rest[0] ** 2 + rest[1] ** 2 + rest[2] ** 2)
-    return ratios, squares

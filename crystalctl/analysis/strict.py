@@ -34,6 +34,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -50,7 +51,8 @@ from crystalctl.analysis.assigning import (
     pair_atoms,
     squares,
 )
-from crystalctl.analysis.reduction import Reduced, is_lll_reduced, lll_steps, mappings
+from crystalctl.analysis.niggli import is_lll_reduced, lll_steps
+from crystalctl.analysis.reduction import Reduced, by_row, mappings
 
 Pair = tuple[Reduced, Reduced]
 
@@ -222,10 +224,10 @@ def _exactly(matcher: Any, pair: _Laid, cell: Array, start: int) -> Array:
 
     n, theirs = len(pair.ours), pair.other.frac
     lattice = Lattice(cell)
-    ours = lattice.get_fractional_coords(pair.lattice.get_cartesian_coords(pair.one.frac))
+    ours = lattice.get_fractional_coords(by_row(pair.one.frac, pair.lattice.matrix))
     ours = ours - np.floor(ours)
     moved = theirs + (ours[pair.ours[start]] - theirs[pair.theirs[0]])
-    mean = _mean(cell, pair.target)
+    mean = _mean(cell, pair.target.parameters)
     scale = (n / mean.volume) ** (1 / 3)
     mask = (pair.other.numbers[:, None] != pair.one.numbers).astype(np.int64)
     widths = np.array(mean.reciprocal_lattice.abc) * matcher.stol / (np.pi * scale)
@@ -244,8 +246,10 @@ def _reduced_means(
     for k in np.flatnonzero(~is_lll_reduced(means)):
         steps = lll_steps(means[k].tobytes())
         if steps is None:
-            lattice = _mean(made_of[0][k], made_of[1][k])
-            matrix[k], change[k] = lattice.lll_matrix, lattice.lll_inverse
+            # A cell and its inverse image, both candidates, have the same parameters to the bit.
+            numbers = made_of[0][k].ravel()
+            cell = numbers * np.sign(numbers[np.flatnonzero(numbers)[0]]) + 0.0  # no -0.0
+            matrix[k], change[k] = _by_pymatgen(cell.tobytes(), made_of[1][k].parameters)
         else:
             matrix[k], change[k] = steps[0] @ means[k], steps[1]
     metric = (matrix @ matrix.transpose(0, 2, 1)).transpose(1, 2, 0)
@@ -256,12 +260,17 @@ def _reduced_means(
     return Means(matrix, metric, change, widths, short - TIE, least - TIE)
 
 
-def _mean(cell: Array, target: Any) -> Any:
+@lru_cache(maxsize=4096)
+def _by_pymatgen(raw: bytes, target: tuple[float, ...]) -> tuple[Array, Array]:
+    """LLL-reduced mean of the cell (3, 3) with these bytes and a target; what takes steps there."""
+    lattice = _mean(np.frombuffer(raw).reshape(3, 3), target)
+    return lattice.lll_matrix, lattice.lll_inverse
+
+
+def _mean(cell: Array, target: tuple[float, ...]) -> Any:
     from pymatgen.core import Lattice
 
-    return Lattice.from_parameters(
-        *(np.array(Lattice(cell).parameters) + np.array(target.parameters)) / 2
-    )
+    return Lattice.from_parameters(*(np.array(Lattice(cell).parameters) + np.array(target)) / 2)
 
 
 def _mean_cells(cells: Array, other_lengths: Array, other_angles: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from prototypes import diamond, lonely, rock_salt
+from pymatgen.analysis.local_env import CN_OPT_PARAMS, LocalStructOrderParams
 from pymatgen.core import Lattice, Structure
 
 from crystalctl.analysis import fingerprints
@@ -32,6 +33,21 @@ def test_coordination_of_textbook_structures() -> None:
     octahedral = fingerprints._MOTIFS[6].index("octahedral")
     start = sum(1 + len(fingerprints._MOTIFS.get(n, ())) for n in range(1, 6))
     assert salt[start + 1 + octahedral] == pytest.approx(1, abs=1e-3)
+
+
+def test_order_parameters_that_share_an_object_are_those_alone() -> None:
+    """pymatgen looks at the south pole for the last order parameter of an object only."""
+    rng = np.random.default_rng(3)
+    for number, groups in fingerprints._crystal_nn()[1].items():
+        corners = rng.normal(size=(number, 3)) + 0.05
+        sites = Structure(Lattice.cubic(30), ["Na"] * (number + 1), [[0, 0, 0], *(corners / 30)])
+        around = list(range(1, number + 1))
+        for names, together in groups:
+            found = together.get_order_parameters(list(sites), 0, indices_neighs=around)
+            for name, value in zip(names, found, strict=True):
+                kind, *rest = CN_OPT_PARAMS.get(number, {}).get(name, [name])
+                alone = LocalStructOrderParams([kind], parameters=[rest[0] if rest else None])
+                assert alone.get_order_parameters(list(sites), 0, indices_neighs=around) == [value]
 
 
 def test_sparse_cells_have_one_and_dense_ones_none() -> None:

@@ -259,6 +259,7 @@ def test_writing_is_whole(tmp_path: Path) -> None:
 
 
 def test_words() -> None:
+    assert markup.formula("Tb1Er3O12") == "TbEr<sub>3</sub>O<sub>12</sub>"
     assert markup.formula("Ca(OH)2") == "Ca(OH)<sub>2</sub>"
     assert markup.space_group("P42/mnm", 136) == 'P4<sub>2</sub>/mnm <span class="dim">136</span>'
     assert markup.space_group("P321", 150).startswith("P321 ")

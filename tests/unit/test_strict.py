@@ -18,7 +18,8 @@ from pymatgen.core import Lattice, Structure
 from crystalctl.analysis import strict
 from crystalctl.analysis.comparing import fits, prepare, rms
 from crystalctl.analysis.matching import BENCHMARK, DUPLICATES
-from crystalctl.analysis.reduction import is_lll_reduced, lll_steps, reduce_cell
+from crystalctl.analysis.niggli import is_lll_reduced, lll_steps, niggli_cell
+from crystalctl.analysis.reduction import reduce_cell
 
 
 def cell(one: Structure):
@@ -179,6 +180,56 @@ def test_reduced_cells_are_those_of_the_matcher(change) -> None:
         assert found.numbers.tolist() == [site.specie.Z for site in expected]
 
 
+def lattices(count: int) -> list[np.ndarray]:
+    """Of all systems, with numbers rounded as in files, then skewed or disturbed a little."""
+    rng = np.random.default_rng(11)
+    found = []
+    for k in range(count):
+        a, b, c = rng.uniform(2.5, 9, 3).round(3)
+        angles = rng.uniform(55, 125, 3).round(2)
+        made = (
+            Lattice.cubic(a),
+            Lattice.tetragonal(a, c),
+            Lattice.hexagonal(a, c),
+            Lattice.orthorhombic(a, b, c),
+            Lattice.monoclinic(a, b, c, angles[0]),
+            Lattice.rhombohedral(a, round(rng.uniform(50, 115), 2)),
+            Lattice.from_parameters(a, b, c, *angles),
+            Lattice(np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) * a / 2),
+            Lattice(np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) * a / 2),
+        )[k % 9]
+        if np.isfinite(made.matrix).all() and made.volume > 5:
+            change = (np.eye(3), np.eye(3)[rng.permutation(3)], [[1, 0, 0], [2, 1, 0], [-1, 3, 1]])
+            noise = rng.normal(size=(3, 3)) * rng.choice([0, 1e-12, 1e-7, 1e-5, 1e-3])
+            found.append(np.array(change[k % 3]) @ (made.matrix + noise))
+    return found
+
+
+def test_niggli_cells_are_those_of_pymatgen() -> None:
+    """Bit for bit, or none where the way there is a matter of rounding."""
+    sure = 0
+    cells = lattices(450)
+    for one in cells:
+        found = niggli_cell(one)
+        if found is not None:
+            assert np.array_equal(found, Lattice(one).get_niggli_reduced_lattice().matrix)
+            sure += 1
+    assert sure > 0.9 * len(cells)
+
+
+def test_ties_beside_numbers_almost_equal_are_left_to_pymatgen() -> None:
+    """2 a·b = a² exactly, and a is as long as c but for the tolerance of the reduction."""
+    cell = np.array([[3, 0, 0], [1.5, 4, 0], [0, 0, 3 + 4e-7]])
+    assert niggli_cell(cell) is None
+    found = reduce_cell((cell, np.array([[0.1, 0.2, 0.3]]), [6])).matrix
+    assert np.array_equal(found, Lattice(cell).get_niggli_reduced_lattice().matrix)
+
+
+def test_a_cell_without_volume_has_no_niggli_cell() -> None:
+    assert niggli_cell(np.zeros((3, 3))) is None
+    assert niggli_cell(np.full((3, 3), np.nan)) is None
+
+
 def test_lll_is_that_of_pymatgen() -> None:
     rng = np.random.default_rng(2)
     cells = rng.normal(size=(200, 3, 3))
@@ -199,5 +250,5 @@ def test_lll_of_equal_numbers_is_left_to_pymatgen() -> None:
 def test_minima_of_cells_that_are_not_reduced() -> None:
     skewed = np.array([[3, 0, 0], [3, 4, 0], [6, 4, 5]], dtype=float)
     one = strict.Reduced(skewed, np.zeros((1, 3)), np.array([6]))
-    assert one.minima * np.cbrt(60) == pytest.approx([3, 4, 5])
+    assert np.array(one.minima) * np.cbrt(60) == pytest.approx([3, 4, 5])
     assert one.lengths[2] > one.minima[2]

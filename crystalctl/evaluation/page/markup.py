@@ -36,7 +36,8 @@ def compact(value: float | None) -> str:
 
 
 def formula(value: str) -> str:
-    """A formula with its numbers as subscripts."""
+    """A formula with its numbers as subscripts, ones left out."""
+    value = re.sub(r"(?<=[A-Za-z\)\]])1(?![\d.])", "", value)
     return re.sub(r"(?<=[A-Za-z\)\]])(\d+(?:\.\d+)?)", r"<sub>\1</sub>", text(value))
 
 
