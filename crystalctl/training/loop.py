@@ -87,12 +87,7 @@ class Trainer:
             self.model,
             self.average,
             self.optimizer,
-            n_crystals=len(train),
-            batching={
-                "size": self.loader.batch_size,
-                "in_epoch": self.loader.n_batches,
-                "processes": processes.world,
-            },
+            loader=self.loader,
             writes=processes.rank == 0,
         )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)

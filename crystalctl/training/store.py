@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crystalctl.checkpoint import describe, read_file, write_file
+from crystalctl.data.loading import Loader
 from crystalctl.errors import InputError
 from crystalctl.training.ema import Average
 from crystalctl.training.settings import TrainConfig
@@ -33,14 +34,18 @@ class Store:
         average: Average | None,
         optimizer: torch.optim.Optimizer,
         *,
-        n_crystals: int,
-        batching: Mapping[str, int],
+        loader: Loader,
         writes: bool,
     ) -> None:
-        self.out, self.writes, self.batching = out, writes, dict(batching)
+        self.out, self.writes = out, writes
+        self.batching = {
+            "size": loader.batch_size,
+            "in_epoch": loader.n_batches,
+            "processes": loader.world,
+        }
         self.config = config
         self.model, self.average, self.optimizer = model, average, optimizer
-        self.identity = {**describe(model, family), "n_crystals": n_crystals}
+        self.identity = {**describe(model, family), "n_crystals": loader.layout.n_crystals}
 
     def healthy(self) -> bool:
         """Whether all weights are finite; a finite loss may have a gradient that is not."""
