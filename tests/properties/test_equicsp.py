@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import atom_counts, noise_for, random_crystals, seeds, tiny_model
 from torch import Tensor
 
+from crystalctl.checkpoint import describe, export, load_model, write_file
 from crystalctl.crystal.batch import MAX_Z, Layout, Target
 from crystalctl.crystal.lattice import to_parameters, volume
 from crystalctl.crystal.periodic import wrap
@@ -24,9 +25,11 @@ from crystalctl.diffusion.lattice_coords import (
     rename_axes,
     to_logtan6,
 )
+from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.schedules import WrappedSchedule, spaced_steps
 from crystalctl.diffusion.torus import wrapped_normal_score
 from crystalctl.errors import InputError
+from crystalctl.models import FAMILIES
 from crystalctl.models.equicsp import renamed_axes
 
 TASKS = ["predict", "generate"]
@@ -97,6 +100,73 @@ def test_the_plain_network_does_not_permute_and_learns_to():
     assert renaming_error(model.double(), state, t, layout, orders) < 0.5 * before
 
 
+def test_the_exact_network_reads_what_a_plain_one_would_compute():
+    """First pre-activations of the pairs, with all Fourier features and ends written out."""
+    model, state, _, layout = setting("predict", [3, 4], 2, permutation="exact")
+    net, frac = model.network, state["frac"]
+    receiver, sender = layout.edges
+    delta = (frac[sender] - frac[receiver])[..., None] * torch.arange(4)
+    psi = torch.cat([torch.sin(2 * math.pi * delta), torch.cos(2 * math.pi * delta)], 2)
+    generator = torch.Generator().manual_seed(0)
+    for reads, table, weight, axes in zip(
+        net.pairs(frac, layout),
+        net.tables()[:2],
+        (net.layers[0].fourier_common.weight, net.layers[0].fourier_axis.weight),
+        (False, True),
+        strict=True,
+    ):
+        shape = (2, layout.total_atoms, *((3,) if axes else ()), weight.shape[0])
+        ends = torch.randn(shape, generator=generator, dtype=torch.float64)
+        waves = psi @ weight.T
+        want = (waves if axes else waves.sum(1)) + ends[0][receiver] + ends[1][sender]
+        rows = ends.flatten(0, -2)
+        got = reads @ torch.cat([table, rows])
+        assert torch.allclose(got, want.flatten(0, -2), atol=1e-6)
+
+
+def test_exact_crystals_of_a_batch_do_not_see_each_other_in_loss_or_samples():
+    crystals = random_crystals([3, 1, 4], 4)
+    model = tiny_model("equicsp", "generate", crystals, permutation="exact")
+    whole = model.loss(crystals, noise_for(3))
+    parts = [
+        model.loss(one, NoiseSource(0, torch.tensor([row])))
+        for row, one in enumerate(crystals.split())
+    ]
+    assert set(whole) == {"lattice", "score", "frac", "species"}
+    for name, term in whole.items():
+        total = sum(float(part[name].total.detach()) for part in parts)
+        assert total == pytest.approx(float(term.total.detach()), rel=1e-5)
+    targets = [Target(n_atoms=n) for n in (3, 1, 4)]
+    together = model.sample(targets, noise_for(3), steps=3).split()
+    for row, target in enumerate(targets):
+        alone = model.sample([target], NoiseSource(0, torch.tensor([row])), steps=3)
+        assert torch.allclose(alone.lattice, together[row].lattice, atol=1e-4)
+        delta = alone.frac - together[row].frac
+        assert float((delta - delta.round()).abs().max()) < 1e-4
+
+
+def test_tables_travel_with_the_weights(tmp_path, monkeypatch):
+    """Loading weights computes no integral."""
+    model = tiny_model("equicsp", "predict", random_crystals())
+    model.loss(random_crystals(), noise_for(4))
+    header = {"kind": "weights", **describe(model, "equicsp")}
+    write_file(tmp_path / "w.safetensors", header, dict(model.state_dict()))
+    export(tmp_path / "w.safetensors", tmp_path / "small.safetensors", config={}, data="none")
+    monkeypatch.setattr("crystalctl.diffusion.centred.moment_nodes", None)
+    loaded = load_model(str(tmp_path / "small.safetensors"), task="predict").model
+    assert torch.allclose(loaded.frac.nodes, model.frac.nodes, rtol=1e-6)
+    loaded.sample([Target(composition={11: 1, 17: 1})], noise_for(1), steps=2)
+
+
+def test_settings_that_cannot_be_are_refused():
+    config = FAMILIES["equicsp"].load().Config
+    with pytest.raises(InputError, match="permutation") as raised:
+        config(permutation="sometimes")
+    assert "exact" in str(raised.value.hint)
+    with pytest.raises(InputError, match="hidden"):
+        config(permutation="exact", hidden=3)
+
+
 def test_each_output_of_an_axis_follows_that_axis():
     """An output that ignored its axis would permute too: bend one axis, and see which respond."""
     model, state, t, layout = setting("predict", [4], 5, permutation="exact")
@@ -119,6 +189,14 @@ def test_renaming_the_axes_of_a_cell_is_renaming_its_numbers():
     permuted = torch.stack([cell[list(o)] for cell, o in zip(lattice, AXIS_ORDERS, strict=True)])
     got = to_logtan6(permuted)
     assert torch.allclose(got, rename_axes(to_logtan6(lattice), orders), atol=1e-12)
+
+
+@given(seed=seeds)
+def test_the_lattice_vector_does_not_turn(seed):
+    lattice = random_crystals([1] * 4, seed).lattice.double()
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(4, 3, 3, generator=generator, dtype=torch.float64))
+    assert torch.allclose(to_logtan6(lattice @ q), to_logtan6(lattice), atol=1e-9)
 
 
 @given(seed=seeds)
