@@ -81,6 +81,7 @@ class EquiCSP(nn.Module):
     """``statistics`` of the training data say how many atoms a generated crystal may have."""
 
     Config = EquiCSPConfig
+    orders: Tensor
 
     def __init__(self, config: EquiCSPConfig, statistics: Statistics) -> None:
         super().__init__()
@@ -99,6 +100,7 @@ class EquiCSP(nn.Module):
             if config.permutation == "exact"
             else CSPNet(**sizes, lattice_in=6, lattice_out=6, frac_out=6)
         )
+        self.register_buffer("orders", torch.tensor(AXIS_ORDERS), persistent=False)
         cosine = CosineSchedule(config.n_steps)
         torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
         self.lattice = GaussianProcess(cosine, width=6, per_atom=False, limit=LATTICE_LIMIT)
@@ -157,7 +159,7 @@ class EquiCSP(nn.Module):
         terms = self._terms(out, target)
         if self.config.permutation == "loss":
             number = noise.integers(layout, len(AXIS_ORDERS) - 1)
-            orders = torch.tensor(AXIS_ORDERS, device=t.device)[number]
+            orders = self.orders[number]
             renamed = renamed_axes(state, orders, layout)
             again = self.denoise(renamed, t, layout, tables)
             terms |= self._terms(again, renamed_axes(out, orders, layout), "perm_")

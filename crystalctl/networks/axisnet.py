@@ -176,9 +176,9 @@ class AxisNet(nn.Module):
         rows, weights = self.fourier.stencil(frac[sender] - frac[receiver])
         grid, n_atoms = self.fourier.grid, layout.total_atoms
         ends = torch.stack([receiver + grid, sender + (grid + n_atoms)], 1)
-        axis = torch.arange(3, device=frac.device)[:, None]
-        start = torch.tensor([grid, grid + 3 * n_atoms], device=frac.device)
-        ends_axes = (3 * torch.stack([receiver, sender], 1)[:, None] + axis + start).flatten(0, 1)
+        axis = torch.arange(3, device=frac.device)
+        receivers, senders = ((3 * end[:, None] + axis).flatten() for end in (receiver, sender))
+        ends_axes = torch.stack([receivers + grid, senders + (grid + 3 * n_atoms)], 1)
         rows_axes, weights_axes = (one.view(len(ends_axes), -1) for one in (rows, weights))
         return (
             _incidence(rows, weights, ends, grid + 2 * n_atoms),

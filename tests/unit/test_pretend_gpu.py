@@ -103,10 +103,15 @@ def wanted(family: str, task: str) -> list[Target]:
     return [Target(n_atoms=3), Target(n_atoms=2, elements=frozenset({8, 12}))]
 
 
-@pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
-def test_sampling_is_that_of_the_cpu_and_never_waits(family: str, task: str, gpu: Any) -> None:
+@pytest.mark.parametrize(
+    ("family", "task", "config"),
+    [(*pair, {}) for pair in FAMILY_TASKS] + [("equicsp", "predict", {"permutation": "exact"})],
+)
+def test_sampling_is_that_of_the_cpu_and_never_waits(
+    family: str, task: str, config: dict[str, str], gpu: Any
+) -> None:
     targets = wanted(family, task)
-    model = tiny_model(family, task, crystals_for(family))
+    model = tiny_model(family, task, crystals_for(family), **config)
     stream = torch.arange(len(targets))
     expected = model.sample(targets, NoiseSource(3, stream))
     model.to(gpu.device)
