@@ -139,13 +139,17 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
 def export(source: Path, target: Path, *, config: Mapping[str, Any], data: str) -> str:
     """Write weights for shipping: bf16, with a note on the ``data``; returns the sha256.
 
-    ``config`` replaces settings that only sampling uses (``sample_steps``, ``gamma``).
+    ``config`` replaces settings that only sampling uses (``sample_steps``, ``gamma``). Tables are
+    float64 and stay so.
     """
     import torch
 
     header, tensors = read_file(source)
     header = {**header, "config": {**header["config"], **config}, "data": data}
-    compact = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    compact = {
+        name: tensor if tensor.dtype == torch.float64 else tensor.to(torch.bfloat16)
+        for name, tensor in tensors.items()
+    }
     write_file(target, header, compact)
     return hashlib.sha256(target.read_bytes()).hexdigest()
 

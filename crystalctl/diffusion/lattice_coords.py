@@ -1,8 +1,13 @@
-"""Lattices as vectors: the six coefficients of the matrix logarithm (DiffCSP++).
+"""Lattices as vectors.
 
-For rows L = exp(S) Q with Q a rotation, S = sum_i k_i B_i symmetric; B_1..B_3 are the off-diagonal
-xy, xz, yz over sqrt 2, B_4 = diag(1, -1, 0) / sqrt 2, B_5 = diag(1, 1, -2) / sqrt 6, B_6 = I /
-sqrt 3. Ref: Prop. 1 and Sec. 4.1, arXiv:2402.03992.
+family6, the six coefficients of the matrix logarithm (DiffCSP++). For rows L = exp(S) Q with Q a
+rotation, S = sum_i k_i B_i symmetric; B_1..B_3 are the off-diagonal xy, xz, yz over sqrt 2, B_4 =
+diag(1, -1, 0) / sqrt 2, B_5 = diag(1, 1, -2) / sqrt 6, B_6 = I / sqrt 3. Ref: Prop. 1 and Sec. 4.1,
+arXiv:2402.03992.
+
+logtan6, (ln a, ln b, ln c, tan(alpha - 90), tan(beta - 90), tan(gamma - 90)) with lengths in Å
+(EquiCSP). Any six numbers are lengths and angles. Each angle belongs to the axis it lies opposite,
+so other names for the axes permute both triples alike. Ref: arXiv:2512.07289.
 """
 
 from __future__ import annotations
@@ -13,8 +18,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from crystalctl.crystal.lattice import from_parameters, to_parameters
+
 _SERIES, _SQUARINGS = 12, 6
 """Terms of the exponential's series, and how often its argument is halved before."""
+AXIS_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+"""The ways to name the three axes, that of now first."""
+_SHORTEST = 1e-3
+_FLATTEST = 1.0
 
 
 def family_basis(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -59,3 +70,31 @@ def from_family6(k: Tensor) -> Tensor:
     for _ in range(_SQUARINGS):
         lattice = lattice @ lattice
     return lattice
+
+
+def to_logtan6(lattice: Tensor) -> Tensor:
+    """(C, 3, 3) rows in Å -> logtan6, (C, 6), in float64.
+
+    Lengths below 1e-3 Å count as that, angles within 1 degree of 0 or 180 as 1 or 179.
+    """
+    parameters = to_parameters(lattice.double())
+    lengths = parameters[:, :3].clamp(min=_SHORTEST)
+    angles = parameters[:, 3:].clamp(_FLATTEST, 180 - _FLATTEST)
+    return torch.cat([lengths.log(), torch.tan(torch.deg2rad(angles - 90))], 1)
+
+
+def from_logtan6(vector: Tensor) -> Tensor:
+    """logtan6 (C, 6) -> lattices (C, 3, 3), rows in Å in the standard orientation, in float64.
+
+    Angles that no cell can have give a cell without volume.
+    """
+    vector = vector.double()
+    angles = 90 + torch.rad2deg(torch.atan(vector[:, 3:]))
+    return from_parameters(torch.cat([vector[:, :3].exp(), angles], 1))
+
+
+def rename_axes(rows: Tensor, orders: Tensor) -> Tensor:
+    """Each triple of ``rows`` (R, 3k), one number for each axis, in the order (R, 3) of its row."""
+    triples = rows.unflatten(1, (-1, 3))
+    renamed: Tensor = triples.gather(2, orders[:, None].expand(triples.shape)).flatten(1)
+    return renamed

@@ -44,6 +44,13 @@ FAMILIES: dict[str, Family] = {
         paper="arXiv:2402.03992",
         symmetric=True,
     ),
+    "equicsp": Family(
+        target="crystalctl.models.equicsp:EquiCSP",
+        title="EquiCSP",
+        accepts=frozenset({"composition", "n_atoms", "elements"}),
+        tasks=("predict", "generate"),
+        paper="arXiv:2512.07289",
+    ),
 }
 
 PROPOSERS: dict[str, Family] = {

@@ -174,7 +174,7 @@ class DiffCSP(nn.Module):
         ``InputError`` when a target does not fit the task.
         """
         device = noise.stream.device
-        layout = self._layout(targets, noise)
+        layout = layout_of(targets, noise, self.statistics, generates=self.generates)
         held: dict[str, Tensor] = {}
         if not self.generates:
             numbers = [z for target in targets for z in target.species()]
@@ -197,23 +197,29 @@ class DiffCSP(nn.Module):
         )
         return Crystals(layout, end["lattice"].view(-1, 3, 3), end["frac"], end["species"])
 
-    def _layout(self, targets: Sequence[Target], noise: NoiseSource) -> Layout:
-        """Atom counts: of the composition, as asked, or drawn from the training histogram."""
-        device = noise.stream.device
-        if self.generates and any(target.composition for target in targets):
-            raise InputError(
-                "these weights generate: they cannot take a composition",
-                "use predict weights of the same family",
-            )
-        if not self.generates and not all(target.composition for target in targets):
-            raise InputError(
-                "these weights predict: each target needs a composition",
-                "use generate weights of the same family",
-            )
-        one_each = Layout(torch.ones(len(targets), dtype=torch.int64, device=device))
-        draw = noise.uniform(one_each, 1, per_atom=False)[:, 0]
-        drawn = self.statistics.draw_n_atoms(draw.cpu()).tolist()
-        counts = [
-            len(target.species()) or target.n_atoms or drawn[i] for i, target in enumerate(targets)
-        ]
-        return Layout(torch.tensor(counts)).to(device)
+
+def layout_of(
+    targets: Sequence[Target], noise: NoiseSource, statistics: Statistics, *, generates: bool
+) -> Layout:
+    """Atom counts: of the composition, as asked, or drawn from the training histogram.
+
+    Raises ``InputError`` when a target does not fit the task.
+    """
+    device = noise.stream.device
+    if generates and any(target.composition for target in targets):
+        raise InputError(
+            "these weights generate: they cannot take a composition",
+            "use predict weights of the same family",
+        )
+    if not generates and not all(target.composition for target in targets):
+        raise InputError(
+            "these weights predict: each target needs a composition",
+            "use generate weights of the same family",
+        )
+    one_each = Layout(torch.ones(len(targets), dtype=torch.int64, device=device))
+    draw = noise.uniform(one_each, 1, per_atom=False)[:, 0]
+    drawn = statistics.draw_n_atoms(draw.cpu()).tolist()
+    counts = [
+        len(target.species()) or target.n_atoms or drawn[i] for i, target in enumerate(targets)
+    ]
+    return Layout(torch.tensor(counts)).to(device)

@@ -29,7 +29,7 @@ from crystalctl.networks.radial import PairHead, PeriodicShells, Shells
 
 @dataclass(frozen=True)
 class CSPNetOutput:
-    """``lattice`` (C, lattice_out), ``frac`` (A, 3), ``species`` (A, 100) or None."""
+    """``lattice`` (C, lattice_out), ``frac`` (A, frac_out), ``species`` (A, 100) or None."""
 
     lattice: Tensor
     frac: Tensor
@@ -108,9 +108,9 @@ class CSPLayer(nn.Module):
 class CSPNet(nn.Module):
     """Denoiser over fully connected crystals.
 
-    ``lattice_in`` is the width of g(L), ``lattice_out`` of the lattice head; ``soft_species`` takes
-    (A, 100) species vectors instead of atomic numbers and adds a species head. With ``n_radial``
-    pairs also see their distances, and heads add up pair forces and strains
+    ``lattice_in`` is the width of g(L), ``lattice_out`` and ``frac_out`` those of the heads;
+    ``soft_species`` takes (A, 100) species vectors instead of atomic numbers and adds a species
+    head. With ``n_radial`` pairs also see their distances, and heads add up pair forces and strains
     (``networks/radial.py``; the lattice must then be the six family coefficients), which the
     published network does not have.
     """
@@ -124,6 +124,7 @@ class CSPNet(nn.Module):
         time_width: int = 256,
         lattice_in: int = 9,
         lattice_out: int = 9,
+        frac_out: int = 3,
         soft_species: bool = False,
         n_radial: int = 0,
     ) -> None:
@@ -141,7 +142,7 @@ class CSPNet(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden)
         self.lattice_head = nn.Linear(hidden, lattice_out, bias=False)
-        self.frac_head = nn.Linear(hidden, 3, bias=False)
+        self.frac_head = nn.Linear(hidden, frac_out, bias=False)
         self.species_head = nn.Linear(hidden, MAX_Z) if soft_species else None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -38,13 +38,17 @@ def _kernel_transform(frequencies: np.ndarray, grid: int) -> np.ndarray:
 
 
 class FourierTables(nn.Module):
-    """Turns the Fourier columns of a weight into tables, and pair vectors into table rows."""
+    """Turns the Fourier columns of a weight into tables, and pair vectors into table rows.
+
+    ``n_axes`` 1: one table that all three axes read.
+    """
 
     basis: Tensor
 
-    def __init__(self, n_frequencies: int) -> None:
+    def __init__(self, n_frequencies: int, *, n_axes: int = 3) -> None:
         super().__init__()
         self.n_frequencies = n_frequencies
+        self.n_axes = n_axes
         self.grid = max(4 * n_frequencies, _SMALLEST_GRID)
         k = np.arange(n_frequencies)
         angle = 2 * np.pi * np.outer(np.arange(self.grid), k) / self.grid
@@ -55,13 +59,14 @@ class FourierTables(nn.Module):
     def tables(self, weight: Tensor) -> Tensor:
         """Tables of ``weight @ psi(f)``.
 
-        ``weight``: (H, 6K), columns ordered (sin, cos) x axis x k. Returns (3M, H), axis by axis.
+        ``weight``: (H, 2K n_axes), columns ordered (sin, cos) x axis x k. Returns (M n_axes, H),
+        axis by axis.
         """
-        by_axis = weight.view(-1, 2, 3, self.n_frequencies).permute(2, 1, 3, 0)
-        waves = by_axis.reshape(3, 2 * self.n_frequencies, -1)
+        by_axis = weight.view(-1, 2, self.n_axes, self.n_frequencies).permute(2, 1, 3, 0)
+        waves = by_axis.reshape(self.n_axes, 2 * self.n_frequencies, -1)
         with torch.autocast(weight.device.type, enabled=False):
             tables = torch.matmul(self.basis.to(weight.dtype), waves)
-        return tables.reshape(3 * self.grid, -1)
+        return tables.reshape(self.n_axes * self.grid, -1)
 
     def stencil(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Table rows and weights for fractional pair vectors ``delta`` (E, 3), any period.
@@ -75,6 +80,6 @@ class FourierTables(nn.Module):
         # Rounding may put the first point a hair outside the kernel's support, where it is 0.
         inside = torch.clamp(1 - (distance * (2 / WIDTH)) ** 2, min=0)
         weights = torch.exp(_BETA * (torch.sqrt(inside) - 1))
-        axis = self.grid * torch.arange(3, device=delta.device)[:, None]
+        axis = self.grid * torch.arange(self.n_axes, device=delta.device)[:, None]
         rows = (first.long()[:, :, None] + offset) % self.grid + axis
         return rows.flatten(1), weights.flatten(1)

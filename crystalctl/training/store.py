@@ -55,7 +55,9 @@ class Store:
         """The averaged weights, if finite, as a file that ``load_model`` reads."""
         if not self.writes or not self.healthy():
             return
-        state = self.average.state() if self.average else dict(self.model.named_parameters())
+        state = dict(self.model.state_dict())  # with the tables that take time to compute
+        if self.average:
+            state |= self.average.state()
         header = {
             "kind": "weights",
             **self.identity,

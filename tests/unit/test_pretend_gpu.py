@@ -46,6 +46,7 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses(gpu: Any) -> None:
 
 CASES = [(family, task, {}) for family, task in FAMILY_TASKS]
 CASES.append(("diffcsp_pp", "predict", {"n_radial": 4}))
+CASES.append(("equicsp", "predict", {"permutation": "exact"}))
 each_case = pytest.mark.parametrize(("family", "task", "changes"), CASES)
 
 
