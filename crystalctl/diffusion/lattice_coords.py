@@ -1,4 +1,5 @@
-"""Lattices as vectors: the six coefficients of the matrix logarithm (DiffCSP++).
+"""Lattices as vectors: the six coefficients of the matrix logarithm (DiffCSP++), scaled cell
+parameters (SyMat).
 
 For rows L = exp(S) Q with Q a rotation, S = sum_i k_i B_i symmetric; B_1..B_3 are the off-diagonal
 xy, xz, yz over sqrt 2, B_4 = diag(1, -1, 0) / sqrt 2, B_5 = diag(1, 1, -2) / sqrt 6, B_6 = I /
@@ -12,6 +13,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+
+from crystalctl.crystal.lattice import from_parameters, to_parameters
 
 _SERIES, _SQUARINGS = 12, 6
 """Terms of the exponential's series, and how often its argument is halved before."""
@@ -59,3 +62,23 @@ def from_family6(k: Tensor) -> Tensor:
     for _ in range(_SQUARINGS):
         lattice = lattice @ lattice
     return lattice
+
+
+_SCALED_MEAN, _SCALED_STD = math.log(2.5), 0.25
+"""Of ln(length / n^(1/3)): what crystals of a few Å^3 to a few tens per atom have."""
+
+
+def to_scaled6(lattice: Tensor, n_atoms: Tensor) -> Tensor:
+    """(C, 3, 3) rows in Å -> ln(length / n^(1/3)) and angles, both scaled to about 1, (C, 6)."""
+    parameters = to_parameters(lattice)
+    size = n_atoms.to(parameters.dtype)[:, None] ** (1 / 3)
+    lengths = (parameters[:, :3].clamp_min(1e-3) / size).log()
+    return torch.cat([(lengths - _SCALED_MEAN) / _SCALED_STD, (parameters[:, 3:] - 90) / 15], 1)
+
+
+def from_scaled6(scaled: Tensor, n_atoms: Tensor) -> Tensor:
+    """The inverse of ``to_scaled6``, in the standard orientation; what no cell has is cut off."""
+    size = n_atoms.to(scaled.dtype)[:, None] ** (1 / 3)
+    lengths = (scaled[:, :3] * _SCALED_STD + _SCALED_MEAN).clamp(-0.5, 3.5).exp() * size
+    angles = (scaled[:, 3:] * 15 + 90).clamp(20, 160)
+    return from_parameters(torch.cat([lengths, angles], 1))

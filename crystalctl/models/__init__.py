@@ -44,6 +44,13 @@ FAMILIES: dict[str, Family] = {
         paper="arXiv:2402.03992",
         symmetric=True,
     ),
+    "symat": Family(
+        target="crystalctl.models.symat:SyMat",
+        title="SyMat",
+        accepts=frozenset({"n_atoms", "elements"}),
+        tasks=("generate",),
+        paper="arXiv:2307.02707",
+    ),
 }
 
 PROPOSERS: dict[str, Family] = {
