@@ -90,22 +90,22 @@ class _Interaction(nn.Module):
         self, x: Tensor, radial: Tensor, angular: Tensor, edges: Neighbours, n_atoms: int
     ) -> Tensor:
         """(E, H) -> (E, H); ``radial`` (E, n_radial), ``angular`` (E, n_spherical^2)."""
-        shape = (len(x), self.n_spherical, self.channels)
-        weight = self.radial(radial).view(shape) * self.down(x)[:, None]
-        degrees = [(k * k, (k + 1) ** 2) for k in range(self.n_spherical)]
-        parts = [
-            angular[:, a:b, None] * weight[:, k, None] for k, (a, b) in enumerate(degrees)
-        ]
+        sizes = [2 * k + 1 for k in range(self.n_spherical)]
+        weight = self.radial(radial).view(len(x), self.n_spherical, self.channels)
+        weight = weight * self.down(x)[:, None]
+        # split, not slices: the backward of a slice fills a tensor of the whole size with zeros.
+        y = angular[:, :, None].split(sizes, 1)
+        terms = [a * b for a, b in zip(y, weight.split(1, 1), strict=True)]
         rho = x.new_zeros(n_atoms, angular.shape[1], self.channels)
-        rho = rho.index_add(0, edges.receiver, torch.cat(parts, 1).to(rho.dtype))
-        here, there = rho[edges.receiver], rho[edges.sender]
+        rho = rho.index_add(0, edges.receiver, torch.cat(terms, 1).to(rho.dtype))
+        here = rho.index_select(0, edges.receiver).split(sizes, 1)
+        there = rho.index_select(0, edges.sender).split(sizes, 1)
         features = []
-        for k, (a, b) in enumerate(degrees):
-            y = angular[:, a:b, None]
+        for k in range(self.n_spherical):
             features += [
-                (here[:, a:b] * y).sum(1),
-                (there[:, a:b] * y).sum(1) * (-1) ** k,  # Y_l(-u) = (-1)^l Y_l(u)
-                (here[:, a:b] * there[:, a:b]).sum(1),
+                (here[k] * y[k]).sum(1),
+                (there[k] * y[k]).sum(1) * (-1) ** k,  # Y_l(-u) = (-1)^l Y_l(u)
+                (here[k] * there[k]).sum(1),
             ]
         return x + self.update(torch.cat([x, self.norm(torch.cat(features, 1))], 1))
 
@@ -152,7 +152,8 @@ class SphereNet(nn.Module):
         to, of = self.ends(h).chunk(2, 1)
         radial = radial_basis(edges.distance, self.n_radial, self.cutoff)
         angular = harmonics(edges.direction, self.n_spherical)
-        x = self.first(to[edges.receiver] + of[edges.sender] + self.radial(radial))
+        ends = to.index_select(0, edges.receiver) + of.index_select(0, edges.sender)
+        x = self.first(ends + self.radial(radial))
         for layer in self.layers:
             x = layer(x, radial, angular, edges, len(species))
         x = self.norm(x)
