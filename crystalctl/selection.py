@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import InputError
 
@@ -51,9 +52,17 @@ def check_family(family: str, task: str, needs: set[str]) -> None:
     raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)
 
 
+def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for more steps than weights of this ``config`` have."""
+    most = config.get("n_steps")
+    if steps is not None and most is not None and steps > most:
+        raise InputError(f"--steps is {steps}", f"these weights have {most} time steps")
+
+
 _WORDS = {
     "composition": "a composition (it draws its own)",
     "elements": "a set of elements",
     "n_atoms": "a number of atoms",
     "space_group": "a space group",
+    "property": "a property to aim at",
 }

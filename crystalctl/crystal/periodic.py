@@ -38,7 +38,8 @@ def plane_spacings(lattice: Tensor) -> Tensor:
     )
     volume = (a * normals[..., 0, :]).sum(-1).abs()
     area = torch.linalg.vector_norm(normals, dim=-1)
-    return volume[..., None] / area.clamp_min(torch.finfo(area.dtype).tiny)
+    spacings: Tensor = volume[..., None] / area.clamp_min(torch.finfo(area.dtype).tiny)
+    return spacings
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def neighbours(
     distance = torch.linalg.vector_norm(vector, dim=1)
     image = shift - offset[pair].long()
     itself = (receiver == sender)[pair] & (image == 0).all(1)
-    found = Neighbours(
-        receiver[pair], sender[pair], pair, image, vector, distance
-    ).select((distance <= cutoff) & ~itself)
+    found = Neighbours(receiver[pair], sender[pair], pair, image, vector, distance).select(
+        (distance <= cutoff) & ~itself
+    )
     return found if nearest is None else _nearest(found, nearest, layout.total_atoms)
 
 

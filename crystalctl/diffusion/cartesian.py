@@ -15,6 +15,9 @@ by least squares, which makes one network call worth many Langevin steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,8 @@ from crystalctl.crystal.batch import Layout
 from crystalctl.crystal.lattice import inverse
 from crystalctl.crystal.periodic import Neighbours, nearest_image, wrap
 from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.diffusion.sampling import OnStep
+from crystalctl.diffusion.schedules import spaced_steps
 
 SATURATION = 1.8
 """Å; a noised distance differs from the nearest true one by no more than this, rms."""
@@ -63,48 +68,31 @@ class CartesianLevels(nn.Module):
         moved = to_frac(shift, lattice, layout)
         return wrap(frac + moved), moved
 
-    def langevin(
-        self,
-        frac: Tensor,
-        mending: Tensor,
-        t: int,
-        *,
-        lattice: Tensor,
-        layout: Layout,
-        noise: NoiseSource,
-    ) -> Tensor:
-        """One Langevin step at level ``t``; ``mending`` (A, 3) Å is s_i, the score s / norm^2.
+    def langevin(self, mending: Tensor, t: int, layout: Layout, noise: NoiseSource) -> Tensor:
+        """The shift (A, 3) Å of one Langevin step at level ``t``.
 
-        Step size step (sigma_t / sigma_1)^2. Ref: Alg. 1, arXiv:2307.02707.
+        ``mending`` (A, 3) Å is s_i, the score s / norm^2; the step size step (sigma_t / sigma_1)^2.
+        Ref: Alg. 1, arXiv:2307.02707.
         """
         size = self.step * (self.sigma[t] / self.sigma[1]) ** 2
-        shift = size / self.norm[t] ** 2 * mending
         spread = torch.sqrt(2 * self.temperature * size)
-        shift = shift + spread * noise.normal(layout, 3, per_atom=True)
-        return wrap(frac + to_frac(shift, lattice, layout))
+        drift = size / self.norm[t] ** 2 * mending
+        return drift + spread * noise.normal(layout, 3, per_atom=True)
 
     def ancestral(
-        self,
-        frac: Tensor,
-        error: Tensor,
-        t: int,
-        s: int,
-        *,
-        lattice: Tensor,
-        layout: Layout,
-        noise: NoiseSource,
+        self, error: Tensor, t: int, s: int, layout: Layout, noise: NoiseSource
     ) -> Tensor:
-        """From level ``t`` to ``s`` < t; ``error`` (A, 3) Å says how far each atom is displaced.
+        """The shift (A, 3) Å from level ``t`` to ``s`` < t.
 
-        The posterior of a variance-exploding step, without noise at s = 0.
-        Ref: Eq. 46, arXiv:2011.13456.
+        ``error`` (A, 3) Å says how far each atom is displaced. The posterior of a
+        variance-exploding step, without noise at s = 0. Ref: Eq. 46, arXiv:2011.13456.
         """
         now, then = self.sigma[t] ** 2, self.sigma[s] ** 2
         shift = -(1 - then / now) * error
         if s > 0:
             spread = torch.sqrt(then * (now - then) / now)
             shift = shift + spread * noise.normal(layout, 3, per_atom=True)
-        return wrap(frac + to_frac(shift, lattice, layout))
+        return shift
 
 
 def to_frac(vectors: Tensor, lattice: Tensor, layout: Layout) -> Tensor:
@@ -112,9 +100,7 @@ def to_frac(vectors: Tensor, lattice: Tensor, layout: Layout) -> Tensor:
     return torch.einsum("ai,aij->aj", vectors, inverse(lattice)[layout.crystal_idx])
 
 
-def distance_errors(
-    edges: Neighbours, moved: Tensor, lattice: Tensor, layout: Layout
-) -> Tensor:
+def distance_errors(edges: Neighbours, moved: Tensor, lattice: Tensor, layout: Layout) -> Tensor:
     """d - d~ of each edge of the noised crystal, (E,) Å.
 
     ``moved`` (A, 3) is the fractional shift that noised it. Of the images of the pair in the clean
@@ -124,13 +110,48 @@ def distance_errors(
     owner = layout.crystal_idx[receiver]
     between = nearest_image(moved[sender] - moved[receiver], lattice[owner])
     clean = edges.vector - between[edges.pair]
-    return torch.linalg.vector_norm(clean, dim=1) - edges.distance
+    errors: Tensor = torch.linalg.vector_norm(clean, dim=1) - edges.distance
+    return errors
 
 
 def pulls(edges: Neighbours, errors: Tensor, n_atoms: int) -> Tensor:
     """s_i of all atoms from the ``errors`` (E,) of the distances: (A, 3)."""
     rows = -(edges.share() * errors)[:, None] * edges.direction
     return rows.new_zeros(n_atoms, 3).index_add(0, edges.receiver, rows)
+
+
+def descend(
+    score: Callable[[Tensor, int], tuple[Neighbours, Tensor]],
+    levels: CartesianLevels,
+    lattice: Tensor,
+    layout: Layout,
+    noise: NoiseSource,
+    *,
+    steps: int,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Fractional coordinates (A, 3) from the prior, ``steps`` network calls.
+
+    ``score``: (coordinates, level) -> edges there and s / norm. Up to T steps are one predictor
+    step for each of so many levels; more are steps // T Langevin steps at every level
+    (Alg. 1, arXiv:2307.02707).
+    """
+    top = len(levels.sigma) - 1
+    repeats = steps // top if steps > top else 0
+    path = spaced_steps(top, min(steps, top))
+    frac = levels.prior(layout, noise)
+    for number, (t, s) in enumerate(pairwise(path), start=1):
+        for _ in range(max(1, repeats)):
+            edges, out = score(frac, t)
+            mending = levels.norm[t] * out
+            if repeats:
+                shift = levels.langevin(mending, t, layout, noise)
+            else:
+                shift = levels.ancestral(mended(edges, mending, layout), t, s, layout, noise)
+            frac = wrap(frac + to_frac(shift, lattice, layout))
+        if on_step is not None:
+            on_step(number, len(path) - 1)
+    return frac
 
 
 def mended(edges: Neighbours, mending: Tensor, layout: Layout, *, ridge: float = 0.1) -> Tensor:
@@ -153,4 +174,5 @@ def mended(edges: Neighbours, mending: Tensor, layout: Layout, *, ridge: float =
     kt = k.transpose(1, 2)
     normal = kt @ k + ridge * torch.eye(3 * width, dtype=k.dtype, device=k.device)
     e = -torch.linalg.solve(normal, kt @ s.view(-1, 3 * width, 1))
-    return e.view(-1, 3)[rows]
+    displacements: Tensor = e.view(-1, 3)[rows]
+    return displacements

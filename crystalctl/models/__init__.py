@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     "symat": Family(
         target="crystalctl.models.symat:SyMat",
         title="SyMat",
-        accepts=frozenset({"n_atoms", "elements"}),
+        accepts=frozenset({"n_atoms", "elements", "property"}),
         tasks=("generate",),
         paper="arXiv:2307.02707",
     ),

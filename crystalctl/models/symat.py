@@ -16,22 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
 from crystalctl.crystal.periodic import Neighbours, neighbours
 from crystalctl.crystal.segments import crystal_mean
 from crystalctl.data.statistics import Statistics
-from crystalctl.diffusion.cartesian import CartesianLevels, distance_errors, mended, pulls
+from crystalctl.diffusion.cartesian import CartesianLevels, descend, distance_errors, pulls
 from crystalctl.diffusion.lattice_coords import from_scaled6, to_scaled6
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.sampling import OnStep
-from crystalctl.diffusion.schedules import spaced_steps
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms, row_loss
+from crystalctl.models.latent_search import improved
 from crystalctl.networks.composition import CompositionDecoder
-from crystalctl.networks.layers import time_features
+from crystalctl.networks.layers import perceptron, time_features
 from crystalctl.networks.spherenet import SphereNet
 
 LOG_VAR_LIMIT, MU_LIMIT = 6.0, 14.0
@@ -46,7 +45,9 @@ class SyMatConfig:
     ``nearest`` and ``cutoff_score`` (Å) are of the graph of the coordinates, ``nearest_encoder``
     and ``cutoff`` of the encoder's. ``n_steps`` network calls are ``n_levels`` noise levels times
     the Langevin steps at each; ``sample_steps`` are made unless told otherwise. ``temperature_*``
-    scale the latents that are drawn, and the noise of the Langevin steps.
+    scale the latents that are drawn, and the noise of the Langevin steps. ``property`` names a
+    label to learn (training fills in mean and spread), "" none; ``search_steps`` are made along
+    its gradient.
     """
 
     task: str = "generate"
@@ -77,11 +78,16 @@ class SyMatConfig:
     weight_counts: float = 1.0
     weight_lattice: float = 10.0
     weight_frac: float = 10.0
+    property: str = ""
+    property_mean: float = 0.0
+    property_std: float = 1.0
+    weight_property: float = 1.0
+    search_steps: int = 100
 
     def __post_init__(self) -> None:
         """Refuse settings that no network or schedule can have."""
-        whole = ("hidden", "n_layers", "channels", "n_radial", "n_spherical", "latent")
-        whole += ("hidden_decoder", "nearest", "nearest_encoder", "n_levels", "sample_steps")
+        whole = ["hidden", "n_layers", "channels", "n_radial", "n_spherical", "latent"]
+        whole += ["hidden_decoder", "nearest", "nearest_encoder", "n_levels", "sample_steps"]
         wrong = [name for name in whole if getattr(self, name) < 1]
         positive = ("cutoff", "cutoff_score", "langevin_step")
         wrong += [name for name in positive if not 0 < getattr(self, name) < math.inf]
@@ -139,14 +145,15 @@ class SyMat(nn.Module):
             "n_spherical": config.n_spherical,
         }
         self.encoder = SphereNet(**sizes, cutoff=config.cutoff)
-        self.to_latents = _perceptron(config.hidden, width, 4 * latent)
-        self.lattice_to_latent = _perceptron(6, width, 2 * latent)
+        self.to_latents = perceptron(config.hidden, width, 4 * latent)
+        self.lattice_to_latent = perceptron(6, width, 2 * latent)
         self.composition = CompositionDecoder(latent, width, statistics.max_atoms)
         self.species = nn.Embedding(MAX_Z, latent)
-        self.latent_to_lattice = _perceptron(2 * latent, width, 6)
+        self.latent_to_lattice = perceptron(2 * latent, width, 6)
+        self.regressor = perceptron(3 * latent, width, 1) if config.property else None
         context = latent + TIME_WIDTH
         self.network = SphereNet(**sizes, cutoff=config.cutoff_score, context=context)
-        self.edge_head = _perceptron(config.hidden, config.hidden, 1)
+        self.edge_head = perceptron(config.hidden, config.hidden, 1)
         self.levels = CartesianLevels(
             config.n_levels,
             config.sigma_low,
@@ -180,7 +187,7 @@ class SyMat(nn.Module):
         return out
 
     def mending(
-        self, edges: Neighbours, species: Tensor, z: Tensor, t: Tensor, layout: Layout
+        self, edges: Neighbours, species: Tensor, z: Tensor, *, t: Tensor, layout: Layout
     ) -> Tensor:
         """s_i / norm_t of all atoms, (A, 3); ``z`` (C, latent) is z_P, ``t`` (C,) the level.
 
@@ -199,13 +206,15 @@ class SyMat(nn.Module):
     def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
         """Rows of each loss part for a batch of that size."""
         parts = ("kl", "number", "elements", "counts", "lattice")
-        return dict.fromkeys(parts, n_crystals) | {"frac": n_atoms}
+        rows = dict.fromkeys(parts, n_crystals) | {"frac": n_atoms}
+        return rows if self.regressor is None else {**rows, "property": n_crystals}
 
     def loss(self, crystals: Crystals, noise: NoiseSource) -> LossTerms:
         """Evidence bound of the autoencoder and denoising loss of the coordinates (Eqs. 3 to 8)."""
         layout, config = crystals.layout, self.config
         posterior = self.encode(crystals)
-        z_a, z_p, z_l = posterior.draw(layout, noise).chunk(3, 1)
+        z = posterior.draw(layout, noise)
+        z_a, z_p, z_l = z.chunk(3, 1)
         terms = {"kl": LossTerm(posterior.kl().sum(), len(crystals), config.weight_kl)}
         for name, rows in self.composition.losses(z_a, crystals.species, layout).items():
             terms[name] = LossTerm(rows.sum(), len(rows), getattr(config, f"weight_{name}"))
@@ -218,9 +227,23 @@ class SyMat(nn.Module):
         errors = distance_errors(edges, moved, crystals.lattice, layout)
         norm = self.levels.norm[t][layout.crystal_idx][:, None]
         target = pulls(edges, errors, layout.total_atoms) / norm
-        out = self.mending(edges, crystals.species, z_p, t, layout)
+        out = self.mending(edges, crystals.species, z_p, t=t, layout=layout)
         terms["frac"] = row_loss(out, target, config.weight_frac)
+        if self.regressor is not None:
+            labels = torch.full_like(z[:, 0], torch.nan)
+            labels = labels if crystals.labels is None else crystals.labels
+            wanted = (labels - config.property_mean) / config.property_std
+            error = torch.nan_to_num(self.regressor(z)[:, 0] - wanted, nan=0.0)
+            terms["property"] = LossTerm(
+                error.square().sum(), len(crystals), config.weight_property
+            )
         return terms
+
+    def properties(self, crystals: Crystals) -> Tensor:
+        """The property the model learnt, (C,) in its own unit, from the mean of the posterior."""
+        assert self.regressor is not None
+        scaled: Tensor = self.regressor(self.encode(crystals).mu)[:, 0]
+        return scaled * self.config.property_std + self.config.property_mean
 
     @torch.no_grad()
     def sample(
@@ -233,65 +256,66 @@ class SyMat(nn.Module):
     ) -> Crystals:
         """One crystal for each target, from latents of the prior.
 
-        ``steps`` network calls. Raises ``InputError`` when a target asks for a composition.
+        ``steps`` network calls, see ``descend``; ``n_steps`` are the published sampler. Raises
+        ``InputError`` when a target asks for a composition.
         """
         if any(target.composition for target in targets):
             raise InputError(
                 "these weights generate: they cannot take a composition",
                 "use a family that predicts",
             )
-        config = self.config
         one_each = Layout(torch.ones(len(targets), dtype=torch.int64, device=noise.stream.device))
         draw = noise.uniform(one_each, 1, per_atom=False)[:, 0].cpu()
         drawn = self.statistics.draw_n_atoms(draw).tolist()
         counts = torch.tensor([t.n_atoms or n for t, n in zip(targets, drawn, strict=True)])
         layout = Layout(counts).to(noise.stream.device)
-        z_a, z_p, z_l = noise.normal(layout, 3 * config.latent, per_atom=False).chunk(3, 1)
-        species = self.composition.decode(
-            config.temperature_composition * z_a, layout, [t.elements for t in targets]
-        )
-        scaled = self.decode_lattice(config.temperature_lattice * z_l, species, layout)
+        z_a, z_p, z_l = self._latents(targets, layout, noise).unbind(1)
+        species = self.composition.decode(z_a, layout, [t.elements for t in targets])
+        scaled = self.decode_lattice(z_l, species, layout)
         lattice = from_scaled6(scaled, layout.n_atoms)
-        z_p = config.temperature_positions * z_p
-        frac = self.place(species, lattice, z_p, layout, noise, steps=steps, on_step=on_step)
+
+        def score(frac: Tensor, t: int) -> tuple[Neighbours, Tensor]:
+            level = torch.full_like(layout.n_atoms, t)
+            edges = self.graph(frac, lattice, layout)
+            return edges, self.mending(edges, species, z_p, t=level, layout=layout)
+
+        frac = descend(
+            score,
+            self.levels,
+            lattice,
+            layout,
+            noise,
+            steps=steps or self.config.sample_steps,
+            on_step=on_step,
+        )
         return Crystals(layout, lattice, frac, species)
 
-    def place(
-        self,
-        species: Tensor,
-        lattice: Tensor,
-        z: Tensor,
-        layout: Layout,
-        noise: NoiseSource,
-        *,
-        steps: int | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Fractional coordinates (A, 3) for species, lattice and z_P.
-
-        Up to ``n_levels`` steps are one predictor step for each of so many levels; more are
-        Langevin steps at all levels (Alg. 1; ``n_steps`` of them is the published sampler).
-        """
+    def _latents(self, targets: Sequence[Target], layout: Layout, noise: NoiseSource) -> Tensor:
+        """z_A, z_P and z_L, (C, 3, latent): drawn, then moved towards the goals."""
         config = self.config
-        steps = steps or config.sample_steps
-        repeats = steps // config.n_levels if steps > config.n_levels else 0
-        path = spaced_steps(config.n_levels, min(steps, config.n_levels))
-        frac = self.levels.prior(layout, noise)
-        fixed = {"lattice": lattice, "layout": layout, "noise": noise}
-        for number, (t, s) in enumerate(zip(path[:-1], path[1:], strict=True), start=1):
-            level = torch.full((layout.n_crystals,), t, device=frac.device)
-            for _ in range(max(1, repeats)):
-                edges = self.graph(frac, lattice, layout)
-                out = self.levels.norm[t] * self.mending(edges, species, z, level, layout)
-                if repeats:
-                    frac = self.levels.langevin(frac, out, t, **fixed)
-                else:
-                    error = mended(edges, out, layout)
-                    frac = self.levels.ancestral(frac, error, t, s, **fixed)
-            if on_step is not None:
-                on_step(number, len(path) - 1)
-        return frac
-
-
-def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
+        scale = torch.tensor(
+            [
+                config.temperature_composition,
+                config.temperature_positions,
+                config.temperature_lattice,
+            ],
+            device=layout.device,
+        )
+        drawn = noise.normal(layout, 3 * config.latent, per_atom=False)
+        z = drawn.view(-1, 3, config.latent) * scale[:, None]
+        aims = {row: t.goal for row, t in enumerate(targets) if t.goal is not None}
+        if not aims:
+            return z
+        regressor = self.regressor
+        if regressor is None or any(goal.property != config.property for goal in aims.values()):
+            raise InputError(
+                f"these weights know {config.property or 'no property'}",
+                "train some with --property",
+            )
+        z[list(aims)] = improved(
+            lambda moving: regressor(moving.flatten(1))[:, 0],
+            z[list(aims)],
+            [goal.scaled(config.property_mean, config.property_std) for goal in aims.values()],
+            steps=config.search_steps,
+        )
+        return z

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Layout
+from crystalctl.networks.layers import perceptron
 
 
 class CompositionDecoder(nn.Module):
@@ -19,10 +20,11 @@ class CompositionDecoder(nn.Module):
 
     def __init__(self, latent: int, hidden: int, max_atoms: int) -> None:
         super().__init__()
-        self.number = _perceptron(latent, hidden, max_atoms)
-        self.elements = _perceptron(latent, hidden, MAX_Z)
+        self.max_atoms = max_atoms
+        self.number = perceptron(latent, hidden, max_atoms)
+        self.elements = perceptron(latent, hidden, MAX_Z)
         self.embedding = nn.Embedding(MAX_Z, latent)
-        self.counts = _perceptron(latent, hidden, max_atoms)
+        self.counts = perceptron(latent, hidden, max_atoms)
 
     def losses(self, z: Tensor, species: Tensor, layout: Layout) -> dict[str, Tensor]:
         """Of each crystal, (C,): number of elements, element set, counts.
@@ -51,9 +53,7 @@ class CompositionDecoder(nn.Module):
         out: Tensor = self.counts(z[owner] * self.embedding(element)).float()
         return out
 
-    def decode(
-        self, z: Tensor, layout: Layout, allowed: Sequence[frozenset[int] | None]
-    ) -> Tensor:
+    def decode(self, z: Tensor, layout: Layout, allowed: Sequence[frozenset[int] | None]) -> Tensor:
         """The likeliest species of each crystal, grouped by element: (A,) atomic numbers.
 
         The number of atoms is that of ``layout``: of all counts with that sum the likeliest.
@@ -67,7 +67,7 @@ class CompositionDecoder(nn.Module):
                 keep[[n - 1 for n in numbers]] = True
                 logits[row] = logits[row].masked_fill(~keep, -torch.inf)
                 room[row] = room[row].clamp(max=len(numbers))
-        sizes = torch.arange(1, self.number[-1].out_features + 1, device=z.device)
+        sizes = torch.arange(1, self.max_atoms + 1, device=z.device)
         impossible = sizes > room[:, None]
         number = self.number(z).float().masked_fill(impossible, -torch.inf).argmax(1) + 1
         most = int(number.max())
@@ -108,7 +108,3 @@ def likeliest_counts(scores: Tensor, used: Tensor, total: Tensor) -> Tensor:
         counts[:, k] = choices[k].gather(1, left[:, None])[:, 0]
         left = left - counts[:, k]
     return counts
-
-
-def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))

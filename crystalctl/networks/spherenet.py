@@ -107,7 +107,8 @@ class _Interaction(nn.Module):
                 (there[k] * y[k]).sum(1) * (-1) ** k,  # Y_l(-u) = (-1)^l Y_l(u)
                 (here[k] * there[k]).sum(1),
             ]
-        return x + self.update(torch.cat([x, self.norm(torch.cat(features, 1))], 1))
+        change: Tensor = self.update(torch.cat([x, self.norm(torch.cat(features, 1))], 1))
+        return x + change
 
 
 class SphereNet(nn.Module):
