@@ -176,8 +176,8 @@ class SyMat(nn.Module):
         mu_a, mu_p, var_a, var_p = self.to_latents(crystal_mean(atoms, layout)).chunk(4, 1)
         cell = to_scaled6(crystals.lattice, layout.n_atoms)
         mu_l, var_l = self.lattice_to_latent(cell).chunk(2, 1)
-        mu = torch.cat([mu_a, mu_p, mu_l], 1).float().clamp(-MU_LIMIT, MU_LIMIT)
-        log_var = torch.cat([var_a, var_p, var_l], 1).float()
+        mu = torch.cat([mu_a, mu_p, mu_l], 1).to(cell.dtype).clamp(-MU_LIMIT, MU_LIMIT)
+        log_var = torch.cat([var_a, var_p, var_l], 1).to(cell.dtype)
         return Posterior(mu, log_var.clamp(-LOG_VAR_LIMIT, LOG_VAR_LIMIT))
 
     def decode_lattice(self, z: Tensor, species: Tensor, layout: Layout) -> Tensor:
