@@ -1,4 +1,4 @@
-"""What SyMat promises: encoder, decoders' targets and score see the crystal, not its description."""
+"""SyMat: encoder, targets and score see the crystal, not its description."""
 
 from __future__ import annotations
 
