@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crystalctl.after import check_wish, relaxed
 from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, reduced_key
 from crystalctl.errors import InputError
-from crystalctl.goals import check_goal, parse_goal, with_goal
+from crystalctl.goals import check_goal, parse_goal, rank_by_goal, with_goal
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
 from crystalctl.planning import (
     Sample,
@@ -22,7 +22,7 @@ from crystalctl.planning import (
     plan_symmetric,
     plan_templates,
 )
-from crystalctl.selection import check_family, check_steps, choose_weights
+from crystalctl.selection import check_family, check_numbers, check_steps, choose_weights
 
 if TYPE_CHECKING:
     from crystalctl.analysis.powder import Pattern
@@ -271,17 +271,6 @@ def _parse_formulas(texts: Sequence[str]) -> list[Formula]:
     return formulas
 
 
-def _check_numbers(n: Any, options: Options) -> None:
-    if n > MAX_SAMPLES:
-        raise InputError(f"--n is {n}", f"allowed: up to {MAX_SAMPLES} in one run")
-    whole = {"--n": n, "--steps": options.steps, "--batch-size": options.batch_size}
-    for name, value in whole.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}", "allowed: 1 or more")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
-
-
 def _measured(options: Options) -> Pattern | None:
     """The pattern to rank by; a wrong wavelength is refused even without one."""
     if options.xrd is None and options.wavelength == "CuKa":
@@ -304,7 +293,7 @@ def _run(
     """Check everything that can be checked cheaply, load the weights, sample, analyse, write."""
     from crystalctl.io.structures import parse_formats
 
-    _check_numbers(request["n"], options)
+    check_numbers(request["n"], options, MAX_SAMPLES)
     check_wish(options, request.get("formulas", []))
     parse_formats(",".join(options.formats))
     measured = _measured(options)
@@ -383,6 +372,7 @@ def _draw_and_rank(
     ranking = rank_samples(samples, crystals, on_progress=report)
     if measured is not None:
         ranking = rank_by_pattern(ranking, measured, on_progress=report)
+    ranking = rank_by_goal(ranking, loaded.model)
     rows = [candidate.row() for candidate in ranking.candidates]
     if run is not None:
         formats = parse_formats(",".join(options.formats))

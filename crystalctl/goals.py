@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crystalctl.crystal.goal import Goal
 from crystalctl.errors import InputError
 from crystalctl.planning import Sample
+
+if TYPE_CHECKING:
+    from crystalctl.analysis.ranking import Ranking
 
 
 def parse_goal(minimize: str | None, maximize: str | None, target: str | None) -> Goal | None:
@@ -43,6 +46,29 @@ def check_goal(goal: Goal | None, config: Mapping[str, Any]) -> None:
         f"these weights know {known if known else 'no property'}, not {goal.property}",
         f"train some: crystalctl train --model symat --property {goal.property} ...",
     )
+
+
+def rank_by_goal(ranking: Ranking, model: Any) -> Ranking:
+    """The same candidates, the nearest to their goal first; unchanged where there is none.
+
+    Each gets ``predicted_NAME``: what ``model`` reads from the finished structure, not from the
+    latent it was made of.
+    """
+    goal = ranking.samples[0].goal if ranking.samples else None
+    if goal is None or not ranking.candidates:
+        return ranking
+    from crystalctl.crystal.batch import Crystals
+
+    crystals = [ranking.crystals[c.sample.number] for c in ranking.candidates]
+    values = model.predicted(Crystals.cat(crystals)).tolist()
+    name = f"predicted_{goal.property}"
+    scored = [
+        (goal.distance(value), replace(c, scores={**c.scores, name: round(value, 4)}))
+        for c, value in zip(ranking.candidates, values, strict=True)
+    ]
+    scored.sort(key=lambda pair: pair[0])
+    ranked = [replace(c, rank=rank) for rank, (_, c) in enumerate(scored, start=1)]
+    return replace(ranking, candidates=ranked)
 
 
 def with_goal(samples: Sequence[Sample], goal: Goal | None) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""Which weights serve a request, and why a family cannot."""
+"""Which weights serve a request, and what cannot be asked of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
+    from crystalctl.api import Options
     from crystalctl.models import Family
 
 
@@ -50,6 +51,18 @@ def check_family(family: str, task: str, needs: set[str]) -> None:
         hint += f", or `crystalctl generate --model {family}`"
     what = " and ".join(_WORDS.get(name, name) for name in lacks)
     raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)
+
+
+def check_numbers(n: int, options: Options, most: int) -> None:
+    """Raise ``InputError`` for numbers out of range; ``most`` samples can be drawn in one run."""
+    if n > most:
+        raise InputError(f"--n is {n}", f"allowed: up to {most} in one run")
+    whole = {"--n": n, "--steps": options.steps, "--batch-size": options.batch_size}
+    for name, value in whole.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}", "allowed: 1 or more")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
 
 
 def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:

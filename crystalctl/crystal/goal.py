@@ -13,6 +13,12 @@ class Goal:
     direction: str
     value: float | None = None
 
+    def distance(self, found: float) -> float:
+        """How far a value is from the goal; the smaller the better."""
+        if self.value is not None:
+            return abs(found - self.value)
+        return found if self.direction == "minimize" else -found
+
     def scaled(self, mean: float, std: float) -> Goal:
         """The same goal for the property in units of ``std`` around ``mean``."""
         if self.value is None:

@@ -47,7 +47,8 @@ class SyMatConfig:
     the Langevin steps at each; ``sample_steps`` are made unless told otherwise. ``temperature_*``
     scale the latents that are drawn, and the noise of the Langevin steps. ``property`` names a
     label to learn (training fills in mean and spread), "" none; ``search_steps`` are made along
-    its gradient.
+    its gradient. A ``weight_frac`` of 0 leaves the coordinates and their networks out, which makes
+    a step twenty times cheaper: a first stage for species and lattice.
     """
 
     task: str = "generate"
@@ -145,7 +146,9 @@ class SyMat(nn.Module):
             "n_spherical": config.n_spherical,
         }
         self.encoder = SphereNet(**sizes, cutoff=config.cutoff)
-        self.to_latents = perceptron(config.hidden, width, 4 * latent)
+        self.places = config.weight_frac > 0
+        self.positions_to_latent = perceptron(config.hidden, width, 2 * latent)
+        self.composition_to_latent = perceptron(MAX_Z, width, 2 * latent)
         self.lattice_to_latent = perceptron(6, width, 2 * latent)
         self.composition = CompositionDecoder(latent, width, statistics.max_atoms)
         self.species = nn.Embedding(MAX_Z, latent)
@@ -164,17 +167,21 @@ class SyMat(nn.Module):
 
     def encode(self, crystals: Crystals) -> Posterior:
         """The posteriors of the latents."""
-        config, layout = self.config, crystals.layout
-        edges = neighbours(
-            crystals.frac,
-            crystals.lattice,
-            layout,
-            config.cutoff,
-            nearest=config.nearest_encoder,
-        )
-        _, atoms = self.encoder(crystals.species, edges)
-        mu_a, mu_p, var_a, var_p = self.to_latents(crystal_mean(atoms, layout)).chunk(4, 1)
+        layout = crystals.layout
         cell = to_scaled6(crystals.lattice, layout.n_atoms)
+        shares = self.composition.shares(crystals.species, layout).to(cell.dtype)
+        mu_a, var_a = self.composition_to_latent(shares).chunk(2, 1)
+        mu_p = var_p = torch.zeros_like(mu_a)
+        if self.places:
+            edges = neighbours(
+                crystals.frac,
+                crystals.lattice,
+                layout,
+                self.config.cutoff,
+                nearest=self.config.nearest_encoder,
+            )
+            _, atoms = self.encoder(crystals.species, edges)
+            mu_p, var_p = self.positions_to_latent(crystal_mean(atoms, layout)).chunk(2, 1)
         mu_l, var_l = self.lattice_to_latent(cell).chunk(2, 1)
         mu = torch.cat([mu_a, mu_p, mu_l], 1).to(cell.dtype).clamp(-MU_LIMIT, MU_LIMIT)
         log_var = torch.cat([var_a, var_p, var_l], 1).to(cell.dtype)
@@ -206,7 +213,7 @@ class SyMat(nn.Module):
     def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
         """Rows of each loss part for a batch of that size."""
         parts = ("kl", "number", "elements", "counts", "lattice")
-        rows = dict.fromkeys(parts, n_crystals) | {"frac": n_atoms}
+        rows = dict.fromkeys(parts, n_crystals) | ({"frac": n_atoms} if self.places else {})
         return rows if self.regressor is None else {**rows, "property": n_crystals}
 
     def loss(self, crystals: Crystals, noise: NoiseSource) -> LossTerms:
@@ -221,6 +228,15 @@ class SyMat(nn.Module):
         cell = to_scaled6(crystals.lattice, layout.n_atoms)
         decoded = self.decode_lattice(z_l, crystals.species, layout)
         terms["lattice"] = row_loss(decoded, cell, config.weight_lattice)
+        if self.regressor is not None:
+            terms["property"] = _property_loss(self.regressor(z)[:, 0], crystals.labels, config)
+        if self.places:
+            terms["frac"] = self._place_loss(crystals, z_p, noise)
+        return terms
+
+    def _place_loss(self, crystals: Crystals, z_p: Tensor, noise: NoiseSource) -> LossTerm:
+        """Denoising loss at one random level per crystal (Eq. 8)."""
+        layout, config = crystals.layout, self.config
         t = noise.integers(layout, config.n_levels)
         frac, moved = self.levels.corrupt(crystals.frac, crystals.lattice, t, layout, noise)
         edges = self.graph(frac, crystals.lattice, layout)
@@ -228,21 +244,14 @@ class SyMat(nn.Module):
         norm = self.levels.norm[t][layout.crystal_idx][:, None]
         target = pulls(edges, errors, layout.total_atoms) / norm
         out = self.mending(edges, crystals.species, z_p, t=t, layout=layout)
-        terms["frac"] = row_loss(out, target, config.weight_frac)
-        if self.regressor is not None:
-            labels = torch.full_like(z[:, 0], torch.nan)
-            labels = labels if crystals.labels is None else crystals.labels
-            wanted = (labels - config.property_mean) / config.property_std
-            error = torch.nan_to_num(self.regressor(z)[:, 0] - wanted, nan=0.0)
-            terms["property"] = LossTerm(
-                error.square().sum(), len(crystals), config.weight_property
-            )
-        return terms
+        return row_loss(out, target, config.weight_frac)
 
-    def properties(self, crystals: Crystals) -> Tensor:
+    @torch.no_grad()
+    def predicted(self, crystals: Crystals) -> Tensor:
         """The property the model learnt, (C,) in its own unit, from the mean of the posterior."""
         assert self.regressor is not None
-        scaled: Tensor = self.regressor(self.encode(crystals).mu)[:, 0]
+        device = next(self.parameters()).device
+        scaled: Tensor = self.regressor(self.encode(crystals.to(device)).mu)[:, 0]
         return scaled * self.config.property_std + self.config.property_mean
 
     @torch.no_grad()
@@ -319,3 +328,11 @@ class SyMat(nn.Module):
             steps=config.search_steps,
         )
         return z
+
+
+def _property_loss(found: Tensor, labels: Tensor | None, config: SyMatConfig) -> LossTerm:
+    """Squared error in standard units, (C,) each; unknown labels cost nothing."""
+    labels = torch.full_like(found, torch.nan) if labels is None else labels
+    wanted = (labels - config.property_mean) / config.property_std
+    error = torch.nan_to_num(found - wanted, nan=0.0)
+    return LossTerm(error.square().sum(), len(found), config.weight_property)

@@ -26,14 +26,17 @@ class CompositionDecoder(nn.Module):
         self.embedding = nn.Embedding(MAX_Z, latent)
         self.counts = perceptron(latent, hidden, max_atoms)
 
+    @staticmethod
+    def shares(species: Tensor, layout: Layout) -> Tensor:
+        """The share of each element in each crystal, (C, 100)."""
+        return _table(species, layout) / layout.n_atoms[:, None]
+
     def losses(self, z: Tensor, species: Tensor, layout: Layout) -> dict[str, Tensor]:
         """Of each crystal, (C,): number of elements, element set, counts.
 
         ``z`` (C, latent); ``species`` (A,) atomic numbers.
         """
-        table = torch.zeros(layout.n_crystals, MAX_Z, dtype=torch.int64, device=z.device)
-        one = torch.ones_like(species)
-        table.index_put_((layout.crystal_idx, species - 1), one, accumulate=True)
+        table = _table(species, layout)
         present = table > 0
         number = present.sum(1)
         owner, element = present.nonzero(as_tuple=True)
@@ -82,6 +85,13 @@ class CompositionDecoder(nn.Module):
             element.gather(1, order).flatten(), count.gather(1, order).flatten()
         )
         return repeated + 1
+
+
+def _table(species: Tensor, layout: Layout) -> Tensor:
+    """How many atoms of each element a crystal has, (C, 100) int64."""
+    table = torch.zeros(layout.n_crystals, MAX_Z, dtype=torch.int64, device=species.device)
+    one = torch.ones_like(species)
+    return table.index_put((layout.crystal_idx, species - 1), one, accumulate=True)
 
 
 def likeliest_counts(scores: Tensor, used: Tensor, total: Tensor) -> Tensor:

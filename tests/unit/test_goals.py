@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from strategies import random_crystals
 
+from crystalctl.analysis.ranking import Candidate, Ranking
+from crystalctl.analysis.symmetrise import Symmetric
 from crystalctl.crystal.goal import Goal
 from crystalctl.errors import InputError
-from crystalctl.goals import check_goal, parse_goal
+from crystalctl.goals import check_goal, parse_goal, rank_by_goal
 from crystalctl.models.latent_search import REACH, improved
+from crystalctl.planning import Sample
 
 
 def test_goals_are_read():
@@ -78,3 +82,32 @@ def test_each_latent_moves_on_its_own():
     for row, goal in enumerate(GOALS):
         alone = improved(predict, z[row : row + 1], [goal], steps=20)
         assert torch.allclose(alone[0], together[row], atol=1e-6)
+
+
+def test_candidates_are_ranked_by_what_the_structure_is_predicted_to_have():
+    crystals = random_crystals((2, 3, 1), 1)
+    parts = dict(enumerate(crystals.split(), start=1))
+
+    def ranking(goal: Goal | None) -> Ranking:
+        samples = [Sample(k, "any", "generated", 2, k, goal=goal) for k in (1, 2, 3)]
+        rows = [
+            Candidate(k, sample, "X", None, Symmetric("P1", 1, None, 0.1), (k,))
+            for k, sample in enumerate(samples, start=1)
+        ]
+        return Ranking(rows, samples, {}, parts)
+
+    class Model:
+        def predicted(self, crystals):
+            return crystals.layout.n_atoms.double() / 2
+
+    plain = ranking(None)
+    assert rank_by_goal(plain, None) is plain
+    for goal, want in (
+        (Goal("e", "minimize"), [3, 1, 2]),
+        (Goal("e", "maximize"), [2, 1, 3]),
+        (Goal("e", "target", 1.1), [1, 2, 3]),
+    ):
+        found = rank_by_goal(ranking(goal), Model()).candidates
+        assert [c.sample.number for c in found] == want
+        assert [c.rank for c in found] == [1, 2, 3]
+        assert found[0].scores["predicted_e"] == len(parts[want[0]].species) / 2
