@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalctl.after import check_wish, relaxed
 from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, reduced_key
 from crystalctl.errors import InputError
+from crystalctl.goals import check_goal, parse_goal, rank_by_goal, with_goal
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
 from crystalctl.planning import (
     Sample,
@@ -21,12 +22,13 @@ from crystalctl.planning import (
     plan_symmetric,
     plan_templates,
 )
-from crystalctl.selection import check_family, choose_weights
+from crystalctl.selection import check_family, check_numbers, check_steps, choose_weights
 
 if TYPE_CHECKING:
     from crystalctl.analysis.powder import Pattern
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
+    from crystalctl.crystal.goal import Goal
     from crystalctl.data.statistics import Statistics
     from crystalctl.relaxing import Relaxation
     from crystalctl.templating import Symmetry
@@ -157,6 +159,9 @@ def generate(
     spacegroup: str | int | Sequence[str | int] | None = None,
     wyckoff: str | None = None,
     allow_supergroup: bool = False,
+    minimize: str | None = None,
+    maximize: str | None = None,
+    target: str | None = None,
     **options: Any,
 ) -> Result:
     """Generate crystals from scratch: ``n`` samples, merged and ranked.
@@ -164,8 +169,9 @@ def generate(
     ``num_atoms``: "8", "4,6,8" or "4-12"; ``elements``: the only ones allowed; ``exclude``: those
     left out. ``spacegroup``: numbers, Hermann-Mauguin symbols, a crystal system or "any"; then
     ``num_atoms`` counts the primitive cell. ``wyckoff``: the positions to occupy, "4a,4b".
-    ``allow_supergroup`` keeps structures that came out with more symmetry. See ``Options`` for the
-    others. Raises ``InputError`` for an impossible request.
+    ``allow_supergroup`` keeps structures that came out with more symmetry. ``minimize``,
+    ``maximize``: a property; ``target``: "band_gap=1.5". See ``Options`` for the others.
+    Raises ``InputError`` for an impossible request.
     """
     chosen = Options(**options)
     sizes = None if num_atoms is None else parse_atom_numbers(str(num_atoms))
@@ -182,6 +188,8 @@ def generate(
     }
     symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
+    goal = parse_goal(minimize, maximize, target)
+    request |= {} if goal is None else {"goal": asdict(goal)}
 
     def plan(statistics: Statistics) -> list[Sample]:
         kept = allowed
@@ -191,12 +199,14 @@ def generate(
                 raise InputError("--exclude leaves no element", "exclude fewer")
         if symmetry is not None or statistics.templates:
             return _plan_symmetric(symmetry, n, statistics, sizes, kept, chosen)
-        return plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
+        plain = plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
+        return with_goal(plain, goal)
 
     needs = {"elements"} if allowed is not None or excluded else set()
     needs |= {"n_atoms"} if sizes is not None else set()
     needs |= {"space_group"} if symmetry is not None else set()
-    return _run(request, plan, "generated", chosen, needs=needs)
+    needs |= {"property"} if goal is not None else set()
+    return _run(request, plan, "generated", chosen, needs=needs, goal=goal)
 
 
 def _plan_symmetric(
@@ -261,23 +271,6 @@ def _parse_formulas(texts: Sequence[str]) -> list[Formula]:
     return formulas
 
 
-def _check_numbers(n: Any, options: Options) -> None:
-    if n > MAX_SAMPLES:
-        raise InputError(f"--n is {n}", f"allowed: up to {MAX_SAMPLES} in one run")
-    whole = {"--n": n, "--steps": options.steps, "--batch-size": options.batch_size}
-    for name, value in whole.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}", "allowed: 1 or more")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
-
-
-def _check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
-    most = config.get("n_steps")
-    if steps is not None and most is not None and steps > most:
-        raise InputError(f"--steps is {steps}", f"these weights have {most} time steps")
-
-
 def _measured(options: Options) -> Pattern | None:
     """The pattern to rank by; a wrong wavelength is refused even without one."""
     if options.xrd is None and options.wavelength == "CuKa":
@@ -289,12 +282,18 @@ def _measured(options: Options) -> Pattern | None:
 
 
 def _run(
-    request: dict[str, Any], plan: Planner, name: str, options: Options, *, needs: set[str]
+    request: dict[str, Any],
+    plan: Planner,
+    name: str,
+    options: Options,
+    *,
+    needs: set[str],
+    goal: Goal | None = None,
 ) -> Result:
     """Check everything that can be checked cheaply, load the weights, sample, analyse, write."""
     from crystalctl.io.structures import parse_formats
 
-    _check_numbers(request["n"], options)
+    check_numbers(request["n"], options, MAX_SAMPLES)
     check_wish(options, request.get("formulas", []))
     parse_formats(",".join(options.formats))
     measured = _measured(options)
@@ -312,7 +311,8 @@ def _run(
     device = pick_device(options.device)
     loaded = load(weights, task=request["task"], family=options.model, device=device)
     check_family(loaded.meta["family"], request["task"], needs)
-    _check_steps(options.steps, loaded.meta["config"])
+    check_steps(options.steps, loaded.meta["config"])
+    check_goal(goal, loaded.meta["config"])
     samples = plan(Statistics.from_dict(loaded.meta["statistics"]))
     request |= {
         "seed": options.seed,
@@ -372,6 +372,7 @@ def _draw_and_rank(
     ranking = rank_samples(samples, crystals, on_progress=report)
     if measured is not None:
         ranking = rank_by_pattern(ranking, measured, on_progress=report)
+    ranking = rank_by_goal(ranking, loaded.model)
     rows = [candidate.row() for candidate in ranking.candidates]
     if run is not None:
         formats = parse_formats(",".join(options.formats))

@@ -17,6 +17,7 @@ from crystalctl.crystal.elements import Formula, name_of, reduced_key, symbol_of
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
+    from crystalctl.crystal.goal import Goal
     from crystalctl.data.statistics import Statistics
     from crystalctl.templating import Chosen, Symmetry, TemplateSource
 
@@ -48,6 +49,7 @@ class Sample:
     template; the sum over merged samples ranks before all else."""
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
+    goal: Goal | None = None
 
     @property
     def stream(self) -> int:

@@ -158,6 +158,7 @@ def _target(sample: Sample) -> Target:
         n_atoms=sample.n_atoms,
         elements=sample.elements,
         template=template,
+        goal=sample.goal,
     )
 
 

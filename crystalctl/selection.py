@@ -1,12 +1,14 @@
-"""Which weights serve a request, and why a family cannot."""
+"""Which weights serve a request, and what cannot be asked of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
+    from crystalctl.api import Options
     from crystalctl.models import Family
 
 
@@ -51,9 +53,29 @@ def check_family(family: str, task: str, needs: set[str]) -> None:
     raise InputError(f"{family} cannot take {what}" if lacks else f"{family} cannot {task}", hint)
 
 
+def check_numbers(n: int, options: Options, most: int) -> None:
+    """Raise ``InputError`` for numbers out of range; ``most`` samples can be drawn in one run."""
+    if n > most:
+        raise InputError(f"--n is {n}", f"allowed: up to {most} in one run")
+    whole = {"--n": n, "--steps": options.steps, "--batch-size": options.batch_size}
+    for name, value in whole.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}", "allowed: 1 or more")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
+
+
+def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for more steps than weights of this ``config`` have."""
+    most = config.get("n_steps")
+    if steps is not None and most is not None and steps > most:
+        raise InputError(f"--steps is {steps}", f"these weights have {most} time steps")
+
+
 _WORDS = {
     "composition": "a composition (it draws its own)",
     "elements": "a set of elements",
     "n_atoms": "a number of atoms",
     "space_group": "a space group",
+    "property": "a property to aim at",
 }

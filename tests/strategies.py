@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ TINY: dict[str, Any] = {
     "time_width": 8,
     "n_steps": 20,
     "sample_steps": 5,
+    "n_levels": 5,
+    "n_spherical": 3,
+    "channels": 4,
+    "latent": 8,
+    "hidden_decoder": 16,
 }
 """Settings under which a family's network takes milliseconds."""
 
@@ -95,7 +101,9 @@ def tiny_model(family: str, task: str, crystals: Crystals, *, seed: int = 0, **c
     """An untrained small model, evaluation mode."""
     model_class = FAMILIES[family].load()
     torch.manual_seed(seed)
-    settings = model_class.Config(**{**TINY, "task": task, **config})
+    known = {field.name for field in fields(model_class.Config)}
+    tiny = {name: value for name, value in TINY.items() if name in known}
+    settings = model_class.Config(**{**tiny, "task": task, **config})
     return model_class(settings, Statistics.of(crystals, crystals.layout)).eval()
 
 

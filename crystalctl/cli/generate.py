@@ -8,17 +8,20 @@ import typer
 
 from crystalctl.cli import running
 
+NumAtoms = Annotated[str | None, typer.Option(help="Atoms in the cell: 8, or 4,6,8, or 4-12.")]
+
 
 def generate(
     n: running.N = 20,
-    num_atoms: Annotated[
-        str | None, typer.Option(help="Atoms in the cell: 8, or 4,6,8, or 4-12.")
-    ] = None,
+    num_atoms: NumAtoms = None,
     elements: Annotated[str | None, typer.Option(help="Only these elements, like Sr,Ti,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
     spacegroup: running.SpaceGroup = None,
     wyckoff: running.Wyckoff = None,
     allow_supergroup: running.AllowSupergroup = False,
+    minimize: Annotated[str | None, typer.Option(help="Property to make small.")] = None,
+    maximize: Annotated[str | None, typer.Option(help="Property to make large.")] = None,
+    target: Annotated[str | None, typer.Option(help="Property to reach: band_gap=1.5.")] = None,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
@@ -48,6 +51,9 @@ def generate(
         spacegroup=spacegroup,
         wyckoff=wyckoff,
         allow_supergroup=allow_supergroup,
+        minimize=minimize,
+        maximize=maximize,
+        target=target,
         model=model,
         weights=weights,
         steps=steps,

@@ -23,6 +23,15 @@ Settings = Annotated[
     typer.Option("--set", help="Any setting, like model.hidden=256; may be repeated."),
 ]
 Init = Annotated[str | None, typer.Option(help="Weights to start from, a shipped name or a file.")]
+Val = Annotated[
+    Path | None, typer.Option(help="Validation dataset  [default: rows marked val in --data]")
+]
+MaxTime = Annotated[
+    str | None, typer.Option(help="Stop with a checkpoint after 90s, 30m, 2h, 1h30m.")
+]
+Property = Annotated[
+    str | None, typer.Option("--property", help="Label column that symat learns as well.")
+]
 
 
 def train(
@@ -30,16 +39,13 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder, new or empty.")],
     model: Annotated[str, typer.Option(help="Model family, see `crystalctl models`.")] = "diffcsp",
     task: Annotated[str | None, typer.Option(help="predict or generate.")] = None,
-    val: Annotated[
-        Path | None, typer.Option(help="Validation dataset  [default: rows marked val in --data]")
-    ] = None,
+    val: Val = None,
     recipe: Annotated[
         str, typer.Option(help="fast, or paper for the published settings.")
     ] = "fast",
+    prop: Property = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    max_time: Annotated[
-        str | None, typer.Option(help="Stop with a checkpoint after 90s, 30m, 2h, 1h30m.")
-    ] = None,
+    max_time: MaxTime = None,
     batch_size: Annotated[int | None, typer.Option(help="Structures per optimiser step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -55,7 +61,7 @@ def train(
 
     sections = _sections(
         settings or [],
-        task,
+        {"task": task, "property": prop},
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -84,15 +90,17 @@ def train(
         _tell(result)
 
 
-def _sections(settings: list[str], task: str | None, **options: Any) -> dict[str, dict[str, Any]]:
+def _sections(
+    settings: list[str], model: Mapping[str, str | None], **options: Any
+) -> dict[str, dict[str, Any]]:
     """Settings by section: the ``--set`` items, overridden by the options that were given."""
     from crystalctl.config import parse_assignments
 
     sections: dict[str, dict[str, Any]] = {**parse_assignments(settings)}
     given = {key: value for key, value in options.items() if value is not None}
     sections["train"] = {**sections.get("train", {}), **given}
-    if task is not None:
-        sections["model"] = {**sections.get("model", {}), "task": task}
+    named = {key: value for key, value in model.items() if value is not None}
+    sections["model"] = {**sections.get("model", {}), **named}
     return sections
 
 

@@ -128,9 +128,12 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
         table.add_column(name, justify="right" if name == "rank" else "left", no_wrap=True)
     for name in ("a", "b", "c", "α", "β", "γ", "g/cm³", "count"):
         table.add_column(name, justify="right", no_wrap=True)
-    scored = any("xrd_similarity" in row for row in rows)
-    if scored:
-        table.add_column("XRD", justify="right", no_wrap=True)
+    names = {name: None for row in rows for name in row if name.startswith("predicted_")}
+    scores = {name: name.removeprefix("predicted_") for name in names}
+    if any("xrd_similarity" in row for row in rows):
+        scores["xrd_similarity"] = "XRD"
+    for title in scores.values():
+        table.add_column(title, justify="right", no_wrap=True)
     if files:
         table.add_column("file", no_wrap=True)
     for row in rows:
@@ -142,7 +145,7 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
             *(f"{row[name]:.1f}" for name in ("alpha", "beta", "gamma")),
             f"{row['density']:.2f}",
             str(row["count"]),
-            *([f"{row['xrd_similarity']:.3f}"] if scored else []),
+            *(f"{row[name]:.3f}" for name in scores),
         ]
         table.add_row(*(Text(cell) for cell in (*cells, *([row["file"]] if files else []))))
     return table

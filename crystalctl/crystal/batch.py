@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from crystalctl.crystal.goal import Goal
     from crystalctl.crystal.orbits import Orbits
 
 MAX_Z = 100
@@ -36,13 +37,14 @@ class Target:
 
     ``composition`` maps atomic number to the number of atoms in the cell, ``n_atoms`` is the number
     of atoms in the cell (the primitive one where there is a ``template``), ``elements`` the atomic
-    numbers a generated crystal may contain.
+    numbers a generated crystal may contain, ``goal`` a property it should have.
     """
 
     composition: Mapping[int, int] | None = None
     n_atoms: int | None = None
     template: Template | None = None
     elements: frozenset[int] | None = None
+    goal: Goal | None = None
 
     def species(self) -> list[int]:
         """Atomic numbers of the atoms of ``composition``, grouped by element in the order given."""
@@ -162,25 +164,29 @@ class Crystals:
     """Physical crystals, packed.
 
     ``lattice`` (C, 3, 3) in Å with rows a, b, c, so Cartesian = frac @ lattice; ``frac`` (A, 3)
-    fractional coordinates in [0, 1); ``species`` (A,) int64 atomic numbers.
+    fractional coordinates in [0, 1); ``species`` (A,) int64 atomic numbers. ``labels`` (C,): a
+    property that a model learns, NaN where unknown; None where there is nothing to learn.
     """
 
     layout: Layout
     lattice: Tensor
     frac: Tensor
     species: Tensor
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.layout.n_crystals
 
     @staticmethod
     def cat(parts: Sequence[Crystals]) -> Crystals:
-        """Put several batches one after the other."""
+        """Put several batches one after the other; labels are kept where all parts have them."""
+        labels = [p.labels for p in parts if p.labels is not None]
         return Crystals(
             Layout.cat([p.layout for p in parts]),
             torch.cat([p.lattice for p in parts]),
             torch.cat([p.frac for p in parts]),
             torch.cat([p.species for p in parts]),
+            torch.cat(labels) if len(labels) == len(parts) else None,
         )
 
     def index(self, which: Tensor) -> Crystals:
@@ -191,10 +197,11 @@ class Crystals:
             self.lattice[which],
             self.frac[atoms],
             self.species[atoms],
+            None if self.labels is None else self.labels[which],
         )
 
     def split(self) -> list[Crystals]:
-        """One batch of a single crystal for each crystal."""
+        """One batch of a single crystal for each crystal, without labels."""
         return [
             Crystals(layout, lattice, frac, species)
             for layout, lattice, frac, species in zip(
@@ -212,6 +219,7 @@ class Crystals:
             self.lattice.to(device),
             self.frac.to(device),
             self.species.to(device),
+            None if self.labels is None else self.labels.to(device),
         )
 
     def replace(self, **fields: Tensor) -> Crystals:

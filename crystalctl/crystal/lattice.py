@@ -59,3 +59,13 @@ def volume(lattice: Tensor) -> Tensor:
 def standard_orientation(lattice: Tensor) -> Tensor:
     """The same cell turned to the standard orientation; a left-handed one is also mirrored."""
     return from_parameters(to_parameters(lattice))
+
+
+def inverse(lattice: Tensor) -> Tensor:
+    """Frac = Cartesian @ inverse: (..., 3, 3) -> (..., 3, 3) in 1/Å; 0 for a cell of zeros."""
+    a, b, c = lattice.unbind(-2)
+    columns = (torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b))
+    signed = (a * columns[0]).sum(-1)
+    tiny = torch.finfo(signed.dtype).tiny
+    safe = torch.where(signed.abs() < tiny, torch.full_like(signed, tiny), signed)
+    return torch.stack(columns, -1) / safe[..., None, None]

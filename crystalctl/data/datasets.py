@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,11 @@ class Dataset:
             self.meta,
             None if self.standard is None else self.standard.select(which, len(self)),
         )
+
+    def labelled(self, name: str) -> Crystals:
+        """The crystals with property ``name`` as labels, NaN where unknown, also if all are."""
+        unknown = torch.full((len(self),), torch.nan)
+        return replace(self.crystals, labels=self.properties.get(name, unknown).float())
 
     def save(self, path: Path | str) -> None:
         """Write the file in one step: a reader sees the old file or the new one, never half."""

@@ -88,4 +88,5 @@ class Loader:
             self.resident.lattice[which],
             self.resident.frac[atoms],
             self.resident.species[atoms],
+            None if self.resident.labels is None else self.resident.labels[which],
         )

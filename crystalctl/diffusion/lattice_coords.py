@@ -8,6 +8,8 @@ arXiv:2402.03992.
 logtan6, (ln a, ln b, ln c, tan(alpha - 90), tan(beta - 90), tan(gamma - 90)) with lengths in Å
 (EquiCSP). Any six numbers are lengths and angles. Each angle belongs to the axis it lies opposite,
 so other names for the axes permute both triples alike. Ref: arXiv:2512.07289.
+
+scaled6, ln(length / n^(1/3)) and angles, both scaled (SyMat).
 """
 
 from __future__ import annotations
@@ -98,3 +100,23 @@ def rename_axes(rows: Tensor, orders: Tensor) -> Tensor:
     triples = rows.unflatten(1, (-1, 3))
     renamed: Tensor = triples.gather(2, orders[:, None].expand(triples.shape)).flatten(1)
     return renamed
+
+
+_SCALED_MEAN, _SCALED_STD = math.log(2.5), 0.25
+"""Of ln(length / n^(1/3)): what crystals of a few Å^3 to a few tens per atom have."""
+
+
+def to_scaled6(lattice: Tensor, n_atoms: Tensor) -> Tensor:
+    """(C, 3, 3) rows in Å -> ln(length / n^(1/3)) and angles, both scaled to about 1, (C, 6)."""
+    parameters = to_parameters(lattice)
+    size = n_atoms.to(parameters.dtype)[:, None] ** (1 / 3)
+    lengths = (parameters[:, :3].clamp_min(1e-3) / size).log()
+    return torch.cat([(lengths - _SCALED_MEAN) / _SCALED_STD, (parameters[:, 3:] - 90) / 15], 1)
+
+
+def from_scaled6(scaled: Tensor, n_atoms: Tensor) -> Tensor:
+    """The inverse of ``to_scaled6``, in the standard orientation; what no cell has is cut off."""
+    size = n_atoms.to(scaled.dtype)[:, None] ** (1 / 3)
+    lengths = (scaled[:, :3] * _SCALED_STD + _SCALED_MEAN).clamp(-0.5, 3.5).exp() * size
+    angles = (scaled[:, 3:] * 15 + 90).clamp(20, 160)
+    return from_parameters(torch.cat([lengths, angles], 1))

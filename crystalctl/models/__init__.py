@@ -51,6 +51,13 @@ FAMILIES: dict[str, Family] = {
         tasks=("predict", "generate"),
         paper="arXiv:2512.07289",
     ),
+    "symat": Family(
+        target="crystalctl.models.symat:SyMat",
+        title="SyMat",
+        accepts=frozenset({"n_atoms", "elements", "property"}),
+        tasks=("generate",),
+        paper="arXiv:2307.02707",
+    ),
 }
 
 PROPOSERS: dict[str, Family] = {

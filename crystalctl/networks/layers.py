@@ -14,6 +14,11 @@ def mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
 
 
+def perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    """Linear-SiLU-Linear."""
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
+
+
 def time_features(t: Tensor, width: int) -> Tensor:
     """Sinusoidal features of the time step: (C,) -> (C, width), sines then cosines.
 

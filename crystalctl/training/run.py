@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ def train(
         trained, held = _datasets(data, val, config.max_atoms)
         train_part = _form(trained, symmetric, data)
         val_part = None if held is None else _form(held, symmetric, val or data)
+        if name := getattr(model_config, "property", ""):
+            train_part, model_config = _labelled(trained, name, model_config)
+            val_part = None if held is None else held.labelled(name)
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
         model = TRAINABLE[family].load()(
@@ -177,6 +181,20 @@ def _form(dataset: Dataset, symmetric: bool, path: Path) -> Crystals:
             "make it again with: crystalctl data prepare SRC -o FILE.safetensors",
         )
     return dataset.standard.crystals
+
+
+def _labelled(dataset: Dataset, name: str, config: Any) -> tuple[Crystals, Any]:
+    """The crystals with their labels, and the config with mean and spread of the property."""
+    crystals = dataset.labelled(name)
+    assert crystals.labels is not None
+    known = crystals.labels[crystals.labels.isfinite()].double()
+    if len(known) < 2 or not known.std() > 0:
+        raise DataError(
+            f"{len(known)} structures have a {name!r} to learn from",
+            f"columns there are: {', '.join(sorted(dataset.properties)) or 'none'}",
+        )
+    mean, std = float(known.mean()), float(known.std())
+    return crystals, dataclasses.replace(config, property_mean=mean, property_std=std)
 
 
 def _capped(dataset: Dataset, max_atoms: int, path: Path) -> Dataset:

@@ -42,6 +42,9 @@ REFUSED = {
     "symbol": (["--spacegroup", "Fm3x"], "did you mean"),
     "letter": (["--spacegroup", "225", "--wyckoff", "4a,4z"], "it has 4a, 4b, 8c"),
     "one point": (["--spacegroup", "225", "--wyckoff", "4a,4a"], "asked for 2 times"),
+    "two goals": (["--minimize", "a", "--maximize", "b"], "exclude each other"),
+    "no number": (["--target", "band_gap"], "write --target band_gap=1.5"),
+    "goal": (["--model", "diffcsp", "--minimize", "e"], "diffcsp cannot take a property"),
     "letters alone": (["--wyckoff", "4a"], "--wyckoff needs the group"),
 }
 

@@ -44,7 +44,8 @@ def targets_for(family: str, task: str) -> list[Target]:
 
 def tensors_of(crystals: Crystals) -> dict[str, torch.Tensor]:
     named = {f.name: getattr(crystals, f.name) for f in fields(crystals) if f.name != "layout"}
-    return {**named, "n_atoms": crystals.layout.n_atoms}
+    known = {name: tensor for name, tensor in named.items() if tensor is not None}
+    return {**known, "n_atoms": crystals.layout.n_atoms}
 
 
 def test_loss_leaves_its_input_alone_and_is_finite(model, crystals):
@@ -196,5 +197,5 @@ def test_a_lattice_without_volume_stays_finite(model, task, crystals):
 def test_accepts_and_tasks_are_declared(family, task):
     row = FAMILIES[family]
     assert task in row.tasks
-    assert row.accepts <= {"composition", "n_atoms", "space_group", "elements"}
+    assert row.accepts <= {"composition", "n_atoms", "space_group", "elements", "property"}
     assert row.paper.startswith("arXiv:")

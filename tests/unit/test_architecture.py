@@ -59,6 +59,7 @@ ABOVE = {
     "energies",
     "evaluating",
     "gathering",
+    "goals",
     "ordering",
     "overview",
     "relaxing",
