@@ -171,6 +171,11 @@ class _Backend(_DummyBackendModule):
         return [torch.bfloat16]
 
 
+# While tests are collected: the engine of autograd counts devices once, at the first backward.
+if torch._C._get_privateuse1_backend_name() != NAME:
+    _setup_privateuseone_for_python_backend(NAME, _Backend())
+
+
 class _Stream:
     def wait_stream(self, other: Any) -> None:
         """Operations run one after the other anyway."""
@@ -180,8 +185,6 @@ class _Stream:
 def pretend_gpu(monkeypatch: Any) -> Iterator[PretendGpu]:
     """The device, with all that ``models/device.py`` asks of ``torch.cuda``."""
     global _the
-    if torch._C._get_privateuse1_backend_name() != NAME:
-        _setup_privateuseone_for_python_backend(NAME, _Backend())
     _the = PretendGpu()
 
     @contextmanager
