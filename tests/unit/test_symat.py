@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import SIZES, TINY, dataset_of, noise_for, random_crystals, tiny_model
+from strategies import SIZES, TINY_SYMAT, dataset_of, noise_for, random_crystals, tiny_model
 
 from crystalctl.checkpoint import load_model
 from crystalctl.crystal.batch import Crystals, Layout, Target
@@ -19,7 +19,7 @@ from crystalctl.errors import DataError, InputError
 from crystalctl.models.symat import SyMatConfig
 from crystalctl.training.run import train
 
-SMALL = {k: v for k, v in TINY.items() if k in SyMatConfig.__dataclass_fields__}
+SMALL = {k: v for k, v in TINY_SYMAT.items() if k in SyMatConfig.__dataclass_fields__}
 
 
 def settings(**model: Any) -> dict[str, dict[str, Any]]:
