@@ -9,10 +9,10 @@ from crystalctl.errors import InputError
 
 RANK_BY = ("score", "energy")
 """What structures are ranked by: ``scores``, or the energy alone."""
-TEMPERATURE_EV = 0.03
+TEMPERATURE_EV = 0.1
 """eV/atom that a proposal e times less likely must be lower in energy to count as equal.
 
-Chosen on entries of MP-20 *validation*, see docs/guide/rank.md.
+The likeliest on 20 entries of MP-20 validation, with a wide error: see docs/guide/rank.md.
 """
 
 
