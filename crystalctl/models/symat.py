@@ -48,7 +48,7 @@ class SyMatConfig:
     scale the latents that are drawn, and the noise of the Langevin steps. ``property`` names a
     label to learn (training fills in mean and spread), "" none; ``search_steps`` are made along
     its gradient. A ``weight_frac`` of 0 leaves the coordinates and their networks out, which makes
-    a step twenty times cheaper: a first stage for species and lattice.
+    a step much cheaper: a first stage for species and lattice.
     """
 
     task: str = "generate"
