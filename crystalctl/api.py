@@ -223,7 +223,7 @@ def _plan_symmetric(
     wish = symmetry
     if wish is None:
         groups = sorted({int(key.split(":")[0]) for key in statistics.templates})
-        wish = Symmetry(tuple(groups), named=False, allow_supergroup=True)
+        wish = Symmetry(tuple(groups), (tuple(groups),), allow_supergroup=True)
     samples, unknown = plan_symmetric(
         n, statistics, wish, num_atoms=sizes, elements=elements, seed=options.seed
     )

@@ -46,13 +46,14 @@ _FLOOR = 0.02
 class Symmetry:
     """What ``--spacegroup`` and ``--wyckoff`` ask for.
 
-    ``groups``: numbers in the order given; ``named``: each was named, not a whole system.
+    ``groups``: numbers in the order given; ``pools``: those that each word named, one group or a
+    whole system.
     ``rows``: the Wyckoff positions, table rows, or None. ``allow_supergroup``: keep structures with
     more symmetry than asked for.
     """
 
     groups: tuple[int, ...]
-    named: bool = True
+    pools: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...] | None = None
     allow_supergroup: bool = False
 
@@ -130,14 +131,12 @@ def parse_symmetry(
             raise InputError("--wyckoff needs the group", "add --spacegroup, like 225 or Fm-3m")
         return None
     groups: list[int] = []
-    named = True
+    pools: dict[tuple[int, ...], None] = {}
     for text in spacegroups:
         word = str(text).strip().lower()
-        if word in SYSTEMS | {"any"}:
-            named = False
-            groups += groups_of_family(word)
-        else:
-            groups.append(parse_group(text))
+        found = groups_of_family(word) if word in SYSTEMS | {"any"} else [parse_group(text)]
+        groups += found
+        pools[tuple(found)] = None
     groups = list(dict.fromkeys(groups))
     rows = None
     if wyckoff is not None:
@@ -150,7 +149,7 @@ def parse_symmetry(
                 f"{names_of(groups)}",
                 "occupy a position with more freedom too, or add --allow-supergroup",
             )
-    return Symmetry(tuple(groups), named, rows, allow_supergroup)
+    return Symmetry(tuple(groups), tuple(pools), rows, allow_supergroup)
 
 
 def predict_templates(
@@ -230,10 +229,10 @@ def generate_templates(
 ) -> tuple[list[Chosen], list[int]]:
     """``n`` templates, and the groups for which none was known from training.
 
-    Groups that were named take turns; of a system they are drawn as often as in the training data
-    (one more each). Within a group templates are drawn by their frequency; where the data have
-    none that fits, legal combinations of positions are drawn. ``num_atoms`` counts atoms of the
-    primitive cell. Raises ``InputError`` for sizes that no positions add up to.
+    The groups and systems asked for take turns; within a system groups are drawn as often as in the
+    training data (one more each). Within a group templates are drawn by their frequency; where the
+    data have none that fits, legal combinations of positions are drawn. ``num_atoms`` counts atoms
+    of the primitive cell. Raises ``InputError`` for sizes that no positions add up to.
     """
     known: dict[int, dict[tuple[int, ...], int]] = {g: {} for g in symmetry.groups}
     for key, count in statistics.templates.items():
@@ -243,12 +242,15 @@ def generate_templates(
     usable = [g for g in symmetry.groups if _reachable(g, symmetry, statistics, num_atoms)]
     if not usable:
         raise _refuse_size(symmetry, num_atoms or [], statistics.max_atoms)
-    weights = [sum(known[g].values()) + 1 for g in usable]
+    reached = ([g for g in pool if g in usable] for pool in symmetry.pools)
+    pools = [(pool, [sum(known[g].values()) + 1 for g in pool]) for pool in reached if pool]
     chosen: list[Chosen] = []
     unknown: dict[int, None] = {}
     for k in range(n):
         draw = random.Random(f"template|{seed}|{symmetry.plain()}|{num_atoms}|{k}")
-        group = usable[k % len(usable)] if symmetry.named else draw.choices(usable, weights)[0]
+        pool, weights = pools[k % len(pools)]
+        # A group that stands alone costs no random number: its templates are as they were.
+        group = pool[0] if len(pool) == 1 else draw.choices(pool, weights)[0]
         if symmetry.rows is not None:
             chosen.append(Chosen(group, symmetry.rows))
         elif known[group]:

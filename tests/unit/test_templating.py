@@ -83,7 +83,13 @@ def test_wishes_are_read() -> None:
     assert [position(row).label for row in wish.rows or ()] == ["4a", "4b"]
     cubic = parse_symmetry(["cubic"])
     assert cubic is not None
-    assert (cubic.groups[0], len(cubic.groups), cubic.named) == (195, 36, False)
+    assert (cubic.groups[0], len(cubic.groups), len(cubic.pools)) == (195, 36, 1)
+    both = parse_symmetry([14, "P121/c1", "cubic"])
+    assert both is not None
+    assert [pool[0] for pool in both.pools] == [14, 195]
+    chosen, _ = generate_templates(both, 6, STATISTICS, num_atoms=None, seed=0)
+    assert [c.group == 14 for c in chosen] == [True, False] * 3
+    assert all(c.group == 14 or c.group >= 195 for c in chosen)
     with pytest.raises(InputError, match="needs one group"):
         parse_symmetry(["cubic"], "4a")
 
