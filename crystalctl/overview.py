@@ -13,7 +13,7 @@ from crystalctl.symmetry.tables import tables
 Judged = tuple[Set, Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """A run, its aggregates, and its rows of facts.csv."""
 _PERCENT = ("structurally valid", "compositionally valid", "valid")
-_COLUMNS = ("run", "source", "id", "reference", "rmse", "unique", "novel")
+_COLUMNS = ("run", "id", "reference", "rmse", "unique", "novel", "source")
 
 
 def page(judged: Sequence[Judged], notes: Sequence[str], facts: str) -> Report:
