@@ -57,8 +57,8 @@ def without_drift(score: Tensor, d: Tensor, layout: Layout) -> Tensor:
 class CentredTorusProcess(nn.Module):
     """Coordinates of up to 200 atoms; the network's six columns are the score and d, normalised.
 
-    ``unbiased`` scales the score by (n - 1) / n. The n noises of a crystal add up to nothing; n
-    independent von Mises laws know that not, and pull n / (n - 1) times too much.
+    The n noises of a crystal add up to nothing. The paper's n independent laws do not know that and
+    pull n / (n - 1) times too much; ``unbiased`` takes that out.
     """
 
     nodes: Tensor

@@ -59,7 +59,7 @@ class EquiCSPConfig(DiffCSPConfig):
 
     gamma: float = 5e-6
     permutation: str = "loss"
-    unbiased: bool = True
+    unbiased: bool = False
     weight_score: float = 1.0
     weight_perm_lattice: float = 1.0
     weight_perm_score: float = 1.0
