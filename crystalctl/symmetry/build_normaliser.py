@@ -52,7 +52,11 @@ def _closure(generators: list[tuple[int, ...]], n: int) -> set[tuple[int, ...]]:
 
 
 def _normalising(number: int, table: Any) -> Iterator[tuple[Ints, Ints]]:
-    """Pairs (W, w) that normalise the group, w in 24ths."""
+    """Pairs (W, w), w in 24ths, that generate the normaliser together with the group.
+
+    The group's own operations move no position, so one W of each coset W R is enough. Two pairs of
+    one W differ by a pure shift, so the first stands for all of them where W is not the identity.
+    """
     last = int(table.first_position[number]) - 1
     here = slice(int(table.first_operation[last]), int(table.first_operation[last + 1]))
     rotation = table.rotation[here]
@@ -65,10 +69,13 @@ def _normalising(number: int, table: Any) -> Iterator[tuple[Ints, Ints]]:
     for matrix, shift in zip(rotation, translation, strict=True):
         there.setdefault(matrix.astype(np.int8).tobytes(), shift)
     shifts = np.array(list(product(_SHIFTS, repeat=3)))
-    for matrix in _matrices(table.families[number - 1]):
-        inverse = np.rint(np.linalg.inv(matrix)).astype(np.int64)
-        if not _whole(into @ matrix @ basis.T):
+    tried: set[bytes] = set()
+    matrices = _matrices(table.families[number - 1])
+    for matrix in matrices[_whole_rows((into @ matrices @ basis.T).reshape(-1, 9))]:
+        if matrix.astype(np.int8).tobytes() in tried:
             continue
+        tried |= {one.astype(np.int8).tobytes() for one in matrix @ rotation}
+        inverse = np.rint(np.linalg.inv(matrix)).astype(np.int64)
         turned = matrix @ rotation @ inverse
         keys = [one.astype(np.int8).tobytes() for one in turned]
         if any(key not in there for key in keys):
@@ -79,22 +86,20 @@ def _normalising(number: int, table: Any) -> Iterator[tuple[Ints, Ints]]:
         for rest, other in zip(excess, turned, strict=True):
             difference = rest + shifts[good] @ (np.eye(3, dtype=np.int64) - other).T
             good[good] = _whole_rows(difference @ into.T / TRANSLATION_DENOMINATOR)
-        for shift in shifts[good]:
+        pure = np.array_equal(matrix, np.eye(3))
+        for shift in shifts[good] if pure else shifts[good][:1]:
             yield matrix, shift
 
 
 @cache
-def _matrices(family: str) -> list[Ints]:
+def _matrices(family: str) -> Ints:
     """Candidates for W. Where the lattice allows shears, elementary ones generate the others."""
-    every = [np.array(m).reshape(3, 3) for m in product((-1, 0, 1), repeat=9)]
-    unimodular = [m for m in every if abs(round(np.linalg.det(m))) == 1]
+    every = np.array(list(product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
+    unimodular = every[np.rint(np.abs(np.linalg.det(every))) == 1]
     most = 4 if family in ("triclinic", "monoclinic") else 9
-    chosen = [m for m in unimodular if np.count_nonzero(m) <= most]
-    return sorted(chosen, key=lambda m: (np.abs(m - np.eye(3)).sum(), m.tolist()))
-
-
-def _whole(values: np.ndarray) -> bool:
-    return bool(np.allclose(values, np.rint(values), atol=1e-6))
+    chosen = unimodular[np.count_nonzero(unimodular, axis=(1, 2)) <= most]
+    far = np.abs(chosen - np.eye(3, dtype=np.int64)).sum((1, 2))
+    return np.array([m for _, m in sorted(zip(far.tolist(), chosen.tolist(), strict=True))])
 
 
 def _whole_rows(values: np.ndarray) -> np.ndarray:
