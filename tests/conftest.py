@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from pymatgen.symmetry.groups import SpaceGroup
 
 settings.register_profile(
     "crystalctl",
@@ -17,6 +18,21 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("crystalctl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _groups_are_kept():
+    """pymatgen forgets a group with its last user, and making Fm-3m again takes it a second."""
+    make, kept = SpaceGroup.__new__, {}
+
+    def keep(cls, *args, **kwargs):
+        found = make(cls, *args, **kwargs)
+        kept[id(found)] = found
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpaceGroup, "__new__", keep)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -170,7 +170,7 @@ def test_kind_from_the_content(tmp_path: Path) -> None:
         ("set.csv", b"material_id,structure\n1,2\n", "no column named cif"),
         ("set.json", b'{"a": [1, 2', "not valid JSON"),
         ("set.json", b"3.5", "JSON float"),
-        ("set.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-12], "1 damaged or cut short"),
+        ("set.jsonl.gz", gzip.compress(b"[1]\n" * 99, mtime=0)[:-12], "1 damaged or cut short"),
         ("set.jsonl.gz", b"plain text", "damaged or cut short"),
         ("set.jsonl", b"\xff\xfe\x00\x01", "not a text file"),
         ("set.extxyz", b"\nnot a count\n", "1 lines outside any frame"),
