@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -40,3 +41,14 @@ def test_public_names() -> None:
     assert {getattr(crystalctl, name) is not None for name in crystalctl.__all__} == {True}
     with pytest.raises(AttributeError):
         crystalctl.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+def test_threads_do_not_wait_busily_unless_told_to(run_cli, monkeypatch, policy) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    run_cli("--version")
+    assert os.environ.get("GOMP_SPINCOUNT") == (None if policy else "10000")
