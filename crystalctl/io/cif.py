@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING
 
 from crystalctl.crystal.elements import symbol_of
@@ -32,13 +34,14 @@ def orbit_cif(
     orbit; ``anchors`` (O, 3) on their positions; ``species`` atomic numbers. Operations are exact
     fractions; coordinates have ten digits, so that no reader doubles a special position.
     """
-    here = group(number)
+    symbol, hall = _symbols(number)
     lines = [f"data_{name}"]
     names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
     lines += [f"_cell_{key} {value:.8f}" for key, value in zip(names, cell, strict=True)]
     lines += [
-        f"_symmetry_space_group_name_H-M '{here.symbol.replace('_', '')}'",
-        f"_space_group_name_H-M_alt '{here.symbol.replace('_', '')}'",
+        f"_symmetry_space_group_name_H-M '{symbol}'",
+        f"_space_group_name_H-M_alt '{symbol}'",
+        f"_space_group_name_Hall '{hall}'",
         f"_space_group_IT_number {number}",
         f"_symmetry_Int_Tables_number {number}",
         "loop_",
@@ -60,10 +63,21 @@ def orbit_cif(
         "_atom_site_occupancy",
     ]
     for i, (row, anchor, z) in enumerate(zip(rows, anchors, species, strict=True)):
-        place, symbol = position(row), symbol_of(z)
+        place, element = position(row), symbol_of(z)
         where = " ".join(f"{value:.10f}" for value in anchor)
-        lines.append(f"{symbol} {symbol}{i} {place.multiplicity} {place.letter} {where} 1")
+        lines.append(f"{element} {element}{i} {place.multiplicity} {place.letter} {where} 1")
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _symbols(number: int) -> tuple[str, str]:
+    """Hermann-Mauguin symbol with its spaces (``P 1 21/c 1``), and Hall symbol, by spglib."""
+    import spglib
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its old way to report errors
+        facts = spglib.get_spacegroup_type(group(number).hall)
+    return facts.international.split(" = ")[-1].replace("_", ""), facts.hall_symbol
 
 
 def _triplet(rotation: NDArray[np.int64], shift: NDArray[np.float64]) -> str:

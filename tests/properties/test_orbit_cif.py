@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import warnings
 
 import ase.io
 import numpy as np
 import pytest
+import spglib
 import torch
+from pymatgen.core.operations import SymmOp
 from pymatgen.io.cif import CifParser
 
 from crystalctl.analysis.validity import lengths_angles
 from crystalctl.diffusion.lattice_coords import from_family6
 from crystalctl.io.cif import orbit_cif
+from crystalctl.symmetry.build import as_set, database_operations
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import orbits_of
 from crystalctl.templating import draw_positions
@@ -67,3 +71,31 @@ def test_other_programs_read_the_same_structure(number):
     assert same_atoms(frac, every, atoms.get_scaled_positions(), atoms.numbers)
     assert np.allclose(read.lattice.parameters, cell, atol=1e-6)
     assert np.allclose(atoms.cell.cellpar(), cell, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def by_hall_symbol():
+    """spglib's 530 settings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        types = {hall: spglib.get_spacegroup_type(hall) for hall in range(1, 531)}
+    return {kind.hall_symbol: (hall, kind) for hall, kind in types.items()}
+
+
+@pytest.mark.parametrize("number", range(1, 231))
+def test_the_symbols_are_those_of_the_operations(number, by_hall_symbol):
+    text = orbit_cif(number, [1] * 6, [], anchors=np.zeros((0, 3)), species=[], name="x")
+    (symbol,) = re.findall(r"_space_group_name_H-M_alt '(.*)'", text)
+    hall, kind = by_hall_symbol[re.findall(r"_space_group_name_Hall '(.*)'", text)[0]]
+    assert kind.number == number
+    assert symbol.split() == kind.international.replace("_", "").split("= ")[-1].split()
+    assert len(symbol.split()) > 1
+    listed = re.findall(r"^\d+ '(.*)'$", text, re.MULTILINE)
+    rotations, shifts = zip(*(xyz(line) for line in listed), strict=True)
+    steps = np.round(np.array(shifts) * 24).astype(int) % 24
+    assert as_set((np.array(rotations), steps)) == as_set(database_operations(hall))
+
+
+def xyz(text: str):
+    read = SymmOp.from_xyz_str(text)
+    return np.round(read.rotation_matrix).astype(int), read.translation_vector
