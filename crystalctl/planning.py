@@ -103,8 +103,8 @@ def choose_units(
     """Numbers of reduced formula units to sample.
 
     ``units`` None enumerates 1..4 while the cell has at most 20 atoms (and what the weights know);
-    the multiple in which the formula was written (2 for ``Sr2Ti2O6``) is always among them where
-    it is known. ``num_atoms`` picks the one with that many atoms. Raises ``InputError`` for cells
+    the multiple in which the formula was written (2 for ``Sr2Ti2O6``) is always among them.
+    ``num_atoms`` picks the one with that many atoms. Raises ``InputError`` for cells
     larger than the weights know and numbers of atoms the formula cannot give.
     """
     per_unit, most = formula.unit_atoms, statistics.max_atoms
@@ -122,9 +122,9 @@ def choose_units(
         limit = min(AUTO_ATOMS, most)
         chosen = [z for z in range(1, AUTO_UNITS + 1) if z * per_unit <= limit] or [1]
         as_written = formula.factor
-        if as_written * per_unit <= most and as_written not in chosen:
-            chosen.append(as_written)
-        return sorted(chosen)
+        if as_written * per_unit > most:
+            raise _too_large(formula, as_written, most)
+        return sorted({*chosen, as_written})
     for z in units:
         if z * per_unit > most:
             raise _too_large(formula, z, most)

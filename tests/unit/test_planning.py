@@ -51,6 +51,10 @@ def test_automatic_units() -> None:
     assert units("KAl3Si3O12H2") == [1]  # 21 atoms: above 20, but known
     with pytest.raises(InputError, match="47 atoms, the weights know up to 40"):
         units("K4Fe(CN)6(H2O)10")
+    with pytest.raises(InputError, match="1000 x C has 1000 atoms") as caught:
+        units("C1000")
+    assert caught.value.hint == "use --z 40 or less"
+    assert units("C1000", units=[4]) == [4]
 
 
 def test_given_units() -> None:
