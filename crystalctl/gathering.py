@@ -72,10 +72,11 @@ class Workers:
     ) -> Iterator[R]:
         """``work`` of each item in order, in processes from ``least`` items on.
 
-        Reports progress as ``stage``, or none without a name for it.
+        Processes that are there already take two items, too. Reports progress as ``stage``, or none
+        without a name for it.
         """
         results: Any = map(work, items)
-        if self.jobs > 1 and len(items) >= least:
+        if self.jobs > 1 and len(items) >= (least if self._pool is None else 2):
             if self._pool is None:
                 from crystalctl.symmetry.workers import worker_pool
 
