@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from crystalctl.checkpoint import LoadedModel
     from crystalctl.crystal.goal import Goal
     from crystalctl.data.statistics import Statistics
+    from crystalctl.parallel import Processes
     from crystalctl.relaxing import Relaxation
     from crystalctl.templating import Symmetry
 
@@ -71,6 +73,8 @@ class Options:
     formats: Sequence[str] = ("cif",)
     resume: bool = False
     batch_size: int | None = None
+    jobs: int | None = None
+    """Processes that sample on the CPU, where there is enough to do; None: one for each core."""
     xrd: Path | str | None = None
     """A measured powder pattern: candidates are ranked by their similarity to it."""
     wavelength: str | float = "CuKa"
@@ -307,6 +311,7 @@ def _run(
     from crystalctl.checkpoint import load_model as load
     from crystalctl.data.statistics import Statistics
     from crystalctl.models.device import pick_device
+    from crystalctl.parallel import Processes
 
     device = pick_device(options.device)
     loaded = load(weights, task=request["task"], family=options.model, device=device)
@@ -322,10 +327,14 @@ def _run(
         "device": device.type,
         "formats": parse_formats(",".join(options.formats)),
     }
+    processes = Processes(options.jobs, str(weights), request["task"])
+    draw_and_rank = partial(
+        _draw_and_rank, loaded, samples, options, device, processes=processes, measured=measured
+    )
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)
     if out is None:
-        return relaxed(_draw_and_rank(loaded, samples, options, device, measured=measured), options)
+        return relaxed(draw_and_rank(), options)
     facts = {"command": sys.argv, "weights": loaded.name}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
     if options.on_folder is not None:
@@ -333,8 +342,7 @@ def _run(
     if run.finished:
         return relaxed(_finished_result(run, samples), options)
     try:
-        result = _draw_and_rank(loaded, samples, options, device, measured=measured, run=run)
-        return relaxed(result, options)
+        return relaxed(draw_and_rank(run=run), options)
     except BaseException:
         if not run.finished:
             run.interrupted()
@@ -347,6 +355,7 @@ def _draw_and_rank(
     options: Options,
     device: Any,
     *,
+    processes: Processes,
     measured: Pattern | None,
     run: RunFolder | None = None,
 ) -> Result:
@@ -367,6 +376,7 @@ def _draw_and_rank(
         device=device,
         run=run,
         batch_size=options.batch_size,
+        processes=processes,
         on_progress=report,
     )
     ranking = rank_samples(samples, crystals, on_progress=report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,10 @@ import torch
 
 from crystalctl.analysis.exact import found_group, orbit_cell
 from crystalctl.analysis.validity import invalid_reason
-from crystalctl.crystal.batch import Crystals, Layout, Target, Template
-from crystalctl.diffusion.noise import NoiseSource
-from crystalctl.errors import CrystalctlError
+from crystalctl.crystal.batch import Crystals
+from crystalctl.drawn import UNITS, crystals_of, draw_tile, tensors_of
+from crystalctl.parallel import Processes, Tile, draw_tiles, one_thread, worth_it
 from crystalctl.planning import Sample
-from crystalctl.symmetry.wyckoff import orbits_of
 from crystalctl.tiles import tiles
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 REDRAWS = 3
 """How often a sample with too much symmetry is drawn again."""
-_UNITS = 1000
-"""Progress is counted in thousandths of a sample."""
 
 
 def draw(
@@ -36,39 +33,66 @@ def draw(
     run: RunFolder | None = None,
     batch_size: int | None = None,
     first_tile: int = 0,
+    processes: Processes | None = None,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[int, Crystals]:
     """Crystals of all samples by sample number, each a batch of one on the CPU.
 
     Tiles that ``run`` already holds are read back. ``batch_size`` only limits how many are drawn at
-    once; ``first_tile`` numbers the tiles of the run. Raises ``CrystalctlError`` when one crystal
+    once; ``first_tile`` numbers the tiles of the run. On the CPU tiles are shared out to
+    ``processes`` where there is enough to do; with one thread each, here too, so that neither the
+    number of processes nor that of cores changes a bit. Raises ``CrystalctlError`` when one crystal
     alone does not fit into memory.
     """
-    total = _UNITS * len(samples)
+    total = UNITS * len(samples)
     found: dict[int, Crystals] = {}
+    left: list[Tile] = []
+
+    def add(crystals: Crystals, tile: Sequence[Sample]) -> None:
+        found.update(zip((s.number for s in tile), crystals.split(), strict=True))
+
     for index, tile in enumerate(tiles(samples, device.type), start=first_tile):
-        done = _UNITS * len(found)
-        crystals = _kept(run, index, tile)
-        if crystals is None:
+        kept = _kept(run, index, tile)
+        if kept is None:
+            left.append((index, tile))
+        else:
+            add(kept, tile)
+    before = UNITS * len(found)
 
-            def on_done(part: int, done: int = done) -> None:
-                on_progress("sampling", done + part, total)
+    def on_units(done: int) -> None:
+        on_progress("sampling", before + done, total)
 
-            crystals = _draw_tile(
-                model,
-                tile,
-                seed=seed,
-                steps=steps,
-                device=device,
-                width=min(batch_size or len(tile), len(tile)),
-                on_done=on_done,
-            )
-            if run is not None:
-                run.save_tile(index, _tensors(crystals, tile))
-        parts = crystals.split()
-        found |= {sample.number: part for sample, part in zip(tile, parts, strict=True)}
-        on_progress("sampling", _UNITS * len(found), total)
+    options = {"seed": seed, "steps": steps, "width": batch_size}
+    if processes is not None and device.type == "cpu" and worth_it(processes, left, steps):
+        drawn = draw_tiles(processes, left, options, on_units)
+    else:
+        drawn = _one_by_one(model, left, options, device, on_units)
+    for (index, tile), crystals in drawn:
+        if run is not None:
+            run.save_tile(index, tensors_of(crystals, tile))
+        add(crystals, tile)
+    on_progress("sampling", total, total)
     return found
+
+
+def _one_by_one(
+    model: Any,
+    left: Sequence[Tile],
+    options: dict[str, Any],
+    device: torch.device,
+    on_units: Callable[[int], None],
+) -> Iterator[tuple[Tile, Crystals]]:
+    done = 0
+    for index, tile in left:
+
+        def on_done(part: int, done: int = done) -> None:
+            on_units(done + part)
+
+        with one_thread(device):
+            crystals = draw_tile(model, tile, device=device, on_done=on_done, **options)
+        yield (index, tile), crystals
+        done += UNITS * len(tile)
+        on_units(done)
 
 
 def draw_exact(
@@ -108,87 +132,8 @@ def unwanted(sample: Sample, crystal: Crystals) -> bool:
     return cell is not None and found_group(cell.structure) != cell.number
 
 
-def _draw_tile(
-    model: Any,
-    tile: Sequence[Sample],
-    *,
-    seed: int,
-    steps: int | None,
-    device: torch.device,
-    width: int,
-    on_done: Callable[[int], None],
-) -> Crystals:
-    """All crystals of a tile, at most ``width`` at once, fewer where memory does not suffice."""
-    parts: list[Crystals] = []
-    start = 0
-    while start < len(tile):
-        chunk = tile[start : start + width]
-
-        def step(i: int, of: int, start: int = start, size: int = len(chunk)) -> None:
-            on_done(_UNITS * start + _UNITS * size * i // max(of, 1))
-
-        stream = torch.tensor([s.stream for s in chunk], dtype=torch.int64, device=device)
-        try:
-            with torch.inference_mode():
-                drawn = model.sample(
-                    [_target(s) for s in chunk],
-                    NoiseSource(seed, stream),
-                    steps=steps,
-                    on_step=step,
-                )
-        except torch.OutOfMemoryError as error:
-            if width == 1:
-                raise CrystalctlError(
-                    f"a crystal of {chunk[0].n_atoms} atoms does not fit into the device's memory",
-                    "use --device cpu",
-                ) from error
-            width = (min(width, len(chunk)) + 1) // 2
-            torch.cuda.empty_cache()
-            continue
-        parts.append(drawn.to("cpu"))
-        start += len(chunk)
-    return Crystals.cat(parts)
-
-
-def _target(sample: Sample) -> Target:
-    chosen = sample.template
-    template = None if chosen is None else Template(chosen.group, chosen.rows, chosen.species)
-    return Target(
-        composition=sample.composition,
-        n_atoms=sample.n_atoms,
-        elements=sample.elements,
-        template=template,
-        goal=sample.goal,
-    )
-
-
-def _tensors(crystals: Crystals, tile: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    return {
-        "number": torch.tensor([s.number for s in tile], dtype=torch.int64),
-        "n_atoms": crystals.layout.n_atoms.clone(),
-        "lattice": crystals.lattice.contiguous().clone(),
-        "frac": crystals.frac.contiguous().clone(),
-        "species": crystals.species.contiguous().clone(),
-    } | _orbit_tensors(crystals.layout)
-
-
-def _orbit_tensors(layout: Layout) -> dict[str, torch.Tensor]:
-    """What gives the orbits back; nothing for crystals without."""
-    if layout.orbits is None or layout.space_group is None:
-        return {}
-    return {
-        "space_group": layout.space_group.clone(),
-        "n_orbits": layout.orbits.n_orbits.clone(),
-        "position": layout.orbits.position.clone(),
-    }
-
-
 def _kept(run: RunFolder | None, index: int, tile: Sequence[Sample]) -> Crystals | None:
     tensors = run.load_tile(index) if run is not None else None
     if tensors is None or tensors["number"].tolist() != [s.number for s in tile]:
         return None
-    layout = Layout(tensors["n_atoms"])
-    if "position" in tensors:
-        orbits = orbits_of(tensors["position"], tensors["n_orbits"])
-        layout = Layout(tensors["n_atoms"], tensors["space_group"], orbits)
-    return Crystals(layout, tensors["lattice"], tensors["frac"], tensors["species"])
+    return crystals_of(tensors)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from crystalctl.planning import Sample
 
 MAX_TILE = 512
-EDGE_BUDGET = {"cpu": 8192}
+EDGE_BUDGET = {"cpu": 2048}
 """Atom pairs in one tile by kind of device; ``EDGE_BUDGET_ACCELERATOR`` for all others."""
 EDGE_BUDGET_ACCELERATOR = 524288
 

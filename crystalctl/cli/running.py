@@ -21,6 +21,12 @@ Weights = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Sampling steps; fewer is faster and coarser.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same structures.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, help="Processes, where a CPU samples (default: one per CPU)."
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Run folder, new or empty.  [default: runs/NAME, next free]")
 ]

@@ -6,23 +6,29 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any
 
 from crystalctl.errors import CrystalctlError
 
 
 @contextmanager
-def worker_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(
+    jobs: int, start: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
     """A pool of ``jobs`` processes for the length of the block; unfinished work is dropped.
 
+    Each begins with ``start(*arguments)``, which has to call ``start_worker``, by default it alone.
     Raises ``CrystalctlError`` when a process ends unexpectedly.
     """
     # Forking a process that holds torch's threads can hang, so workers start afresh.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=start or start_worker, initargs=arguments
+    )
     try:
         yield pool
     except BrokenProcessPool as error:

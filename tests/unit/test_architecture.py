@@ -46,6 +46,8 @@ ALLOWED = {
     "refusals": {"errors", "crystal", "symmetry", "templating"},
     "planning": {"errors", "crystal", "symmetry", "data", "templating", "refusals"},
     "tiles": {"planning"},
+    "drawn": {"errors", "crystal", "symmetry", "diffusion", "planning"},
+    "parallel": {"errors", "crystal", "symmetry", "planning", "checkpoint", "drawn"},
     "analysis": {"errors", "crystal", "symmetry", "data", "planning"},
     "evaluation": {"errors", "crystal", "symmetry", "data", "analysis"},
     "io": {"errors", "crystal", "symmetry", "data", "analysis", "evaluation"},
