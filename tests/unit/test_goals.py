@@ -41,11 +41,11 @@ def test_others_are_refused(given, message):
 
 def test_weights_must_know_the_property():
     goal = Goal("band_gap", "target", 1.0)
-    check_goal(None, {})
-    check_goal(goal, {"property": "band_gap"})
+    check_goal(None, "symat", {})
+    check_goal(goal, "symat", {"property": "band_gap"})
     for config, known in (({}, "no property"), ({"property": "x"}, "know x")):
         with pytest.raises(InputError, match=known):
-            check_goal(goal, config)
+            check_goal(goal, "symat", config)
 
 
 def test_goals_in_standard_units():

@@ -86,7 +86,7 @@ def test_train_refuses_a_column_that_cannot_be_learnt(data: Path, tmp_path: Path
         assert "energy, flat" in raised.value.hint
     wrong = {"train": settings()["train"], "model": {"property": "energy"}}
     with pytest.raises(InputError, match="property"):
-        train("diffcsp", data=data, out=tmp_path / "b", settings=wrong)
+        train("equicsp", data=data, out=tmp_path / "b", settings=wrong)
 
 
 def test_training_starts_from_weights(data: Path, tmp_path: Path):
