@@ -118,6 +118,7 @@ def test_goals_move_the_predicted_property():
     assert (predicted(latents(Goal("energy", "maximize"))) > plain).all()
     hit = predicted(latents(Goal("energy", "target", 0.1)))
     assert ((hit - 0.1).abs() <= (plain - 0.1).abs() + 1e-3).all()
+    assert torch.equal(latents(Goal("energy", "minimize", None, 0.0)), latents(None))
     made = model.sample([Target(n_atoms=3, goal=Goal("energy", "minimize"))], noise_for(1), steps=2)
     assert len(made.species) == 3
 
