@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -231,14 +231,21 @@ class DiffCSP(nn.Module):
         if not self.generates:
             numbers = [z for target in targets for z in target.species()]
             held["species"] = torch.tensor(numbers, device=device)
+        goals = wanted(targets, self.config)
+        # A gradient points to where the network has seen nothing: at least not to strange elements.
+        known = frozenset(self.statistics.elements)
+        allowed = [
+            replace(target, elements=known) if goal and not target.elements else target
+            for target, goal in zip(targets, goals, strict=True)
+        ]
         end = reverse(
-            self._call(wanted(targets, self.config), layout),
+            self._call(goals, layout),
             self.processes(),
             layout,
             noise,
             held=held,
             settings=self.config,
-            excluded=excluded_elements(targets, layout) if self.generates else None,
+            excluded=excluded_elements(allowed, layout) if self.generates else None,
             steps=steps,
             on_step=on_step,
         )

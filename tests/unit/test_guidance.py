@@ -216,12 +216,27 @@ def test_a_goal_moves_its_own_crystal_only(task):
         assert torch.allclose(alone.lattice, batch[row].lattice, atol=1e-4)
 
 
+def test_guided_crystals_are_of_elements_that_training_had():
+    crystals = random_crystals(SIZES)
+    model = tiny_model("diffcsp", "generate", crystals, property="e", guidance=300.0)
+    seen = set(crystals.species.tolist())
+    plain = model.sample([Target(n_atoms=4)] * 6, noise_for(6), steps=4)
+    targets = [Target(n_atoms=4, goal=Goal("e", "minimize"))] * 6
+    assert set(model.sample(targets, noise_for(6), steps=4).species.tolist()) <= seen
+    assert not set(plain.species.tolist()) <= seen
+
+
 def test_a_property_the_weights_do_not_know_is_refused():
     for known in ("", "e"):
         model = tiny_model("diffcsp", "generate", random_crystals(SIZES), property=known)
         goals = [Goal("gap", "minimize"), None, None]
         with pytest.raises(InputError, match="these weights know"):
             model.sample(targets_for("generate", goals), noise_for(3), steps=2)
+
+
+def test_a_factor_below_zero_is_refused():
+    with pytest.raises(InputError, match="guidance = -1"):
+        tiny_model("diffcsp", "generate", random_crystals(SIZES), property="e", guidance=-1.0)
 
 
 @pytest.mark.parametrize("task", TASKS)
