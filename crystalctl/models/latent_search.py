@@ -13,7 +13,7 @@ from torch import Tensor
 from crystalctl.crystal.goal import Goal
 from crystalctl.models.properties import Aims
 
-RATE = 0.1
+RATE = 0.01
 """Step of Adam at strength 1, in standard deviations of the prior."""
 REACH = 1.1
 """How far a latent may go, in units of the typical length of one drawn from the prior."""
