@@ -166,6 +166,7 @@ def generate(
     minimize: str | None = None,
     maximize: str | None = None,
     target: str | None = None,
+    strength: float | None = None,
     **options: Any,
 ) -> Result:
     """Generate crystals from scratch: ``n`` samples, merged and ranked.
@@ -174,7 +175,8 @@ def generate(
     left out. ``spacegroup``: numbers, Hermann-Mauguin symbols, a crystal system or "any"; then
     ``num_atoms`` counts the primitive cell. ``wyckoff``: the positions to occupy, "4a,4b".
     ``allow_supergroup`` keeps structures that came out with more symmetry. ``minimize``,
-    ``maximize``: a property; ``target``: "band_gap=1.5". See ``Options`` for the others.
+    ``maximize``: a property; ``target``: "band_gap=1.5"; ``strength``: how hard to pull there, 1 as
+    the weights advise. See ``Options`` for the others.
     Raises ``InputError`` for an impossible request.
     """
     chosen = Options(**options)
@@ -192,7 +194,7 @@ def generate(
     }
     symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
-    goal = parse_goal(minimize, maximize, target)
+    goal = parse_goal(minimize, maximize, target, strength)
     request |= {} if goal is None else {"goal": asdict(goal)}
 
     def plan(statistics: Statistics) -> list[Sample]:
@@ -306,7 +308,8 @@ def _run(
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_folder(out, resume=options.resume)
-    weights = choose_weights(request["task"], needs, options.model, options.weights)
+    aim = None if goal is None else goal.property
+    weights = choose_weights(request["task"], needs, options.model, options.weights, learnt=aim)
 
     from crystalctl.checkpoint import load_model as load
     from crystalctl.data.statistics import Statistics
@@ -317,7 +320,7 @@ def _run(
     loaded = load(weights, task=request["task"], family=options.model, device=device)
     check_family(loaded.meta["family"], request["task"], needs)
     check_steps(options.steps, loaded.meta["config"])
-    check_goal(goal, loaded.meta["config"])
+    check_goal(goal, loaded.meta["family"], loaded.meta["config"])
     samples = plan(Statistics.from_dict(loaded.meta["statistics"]))
     request |= {
         "seed": options.seed,

@@ -14,19 +14,29 @@ from crystalctl.planning import Sample
 if TYPE_CHECKING:
     from crystalctl.analysis.ranking import Ranking
 
+TRAIN = "crystalctl train --model {} --task generate --property {} --data FILE --out FOLDER"
+"""How to come by weights that know a property."""
 
-def parse_goal(minimize: str | None, maximize: str | None, target: str | None) -> Goal | None:
-    """The goal, or None; raises ``InputError`` for several, or a target without a number."""
+
+def parse_goal(
+    minimize: str | None, maximize: str | None, target: str | None, strength: float | None = None
+) -> Goal | None:
+    """The goal, or None; raises ``InputError`` for several, or a number that cannot be."""
     given = {"minimize": minimize, "maximize": maximize, "target": target}
     chosen = [(way, text) for way, text in given.items() if text is not None]
+    if strength is not None and not 0 <= strength < math.inf:
+        raise InputError(f"--strength is {strength}", "allowed: 0 or more; 1 is the default")
     if not chosen:
+        if strength is not None:
+            raise InputError("--strength without a goal", "add --minimize, --maximize or --target")
         return None
     if len(chosen) > 1:
         names = " and ".join(f"--{way}" for way, _ in chosen)
         raise InputError(f"{names} exclude each other", "give one of them")
     way, text = chosen[0]
+    strength = 1.0 if strength is None else strength
     if way != "target":
-        return Goal(text.strip(), way)
+        return Goal(text.strip(), way, strength=strength)
     name, _, number = text.partition("=")
     try:
         value = float(number)
@@ -34,17 +44,17 @@ def parse_goal(minimize: str | None, maximize: str | None, target: str | None) -
         value = math.nan
     if not name.strip() or not math.isfinite(value):
         raise InputError(f"cannot read --target {text!r}", "write --target band_gap=1.5")
-    return Goal(name.strip(), "target", value)
+    return Goal(name.strip(), "target", value, strength)
 
 
-def check_goal(goal: Goal | None, config: Mapping[str, Any]) -> None:
+def check_goal(goal: Goal | None, family: str, config: Mapping[str, Any]) -> None:
     """Raise ``InputError`` unless weights of this ``config`` have learnt the property."""
     if goal is None or config.get("property") == goal.property:
         return
     known = config.get("property")
     raise InputError(
         f"these weights know {known if known else 'no property'}, not {goal.property}",
-        f"train some: crystalctl train --model symat --property {goal.property} ...",
+        f"train some: {TRAIN.format(family, goal.property)}",
     )
 
 

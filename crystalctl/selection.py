@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import InputError
+from crystalctl.goals import TRAIN
 
 if TYPE_CHECKING:
     from crystalctl.api import Options
     from crystalctl.models import Family
 
 
-def choose_weights(task: str, needs: set[str], model: str | None, weights: str | None) -> str:
+def choose_weights(
+    task: str, needs: set[str], model: str | None, weights: str | None, *, learnt: str | None = None
+) -> str:
     """Name or path of the weights to use, after checking that the family can do the task.
 
-    Raises ``InputError`` for an unknown family, or one that does not take what is asked.
+    ``learnt``: a property they must know. Raises ``InputError`` for an unknown family, one that
+    does not take what is asked, or a property that no shipped weights know.
     """
     if model is not None:
         check_family(model, task, needs)
@@ -29,6 +33,15 @@ def choose_weights(task: str, needs: set[str], model: str | None, weights: str |
         raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
     shipped = [row for row in available() if row["task"] == task and row["family"] in able]
     shipped.sort(key=lambda row: not row.get("default"))
+    if learnt is not None:
+        knowing = [row for row in shipped if row.get("property") == learnt]
+        if not knowing:
+            known = sorted({row["property"] for row in shipped if "property" in row})
+            raise InputError(
+                f"no shipped weights know {learnt}" + (f" (but {', '.join(known)})" * bool(known)),
+                f"train some: {TRAIN.format(able[0], learnt)}",
+            )
+        return str(knowing[0]["name"])
     return default_weights(task, shipped[0]["family"] if shipped else able[0])
 
 

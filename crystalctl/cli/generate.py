@@ -10,6 +10,10 @@ from crystalctl.cli import running
 
 NumAtoms = Annotated[str | None, typer.Option(help="Atoms in the cell: 8, or 4,6,8, or 4-12.")]
 
+Strength = Annotated[
+    float | None, typer.Option(help="How hard to pull towards that; 1 as the weights advise.")
+]
+
 
 def generate(
     n: running.N = 20,
@@ -22,6 +26,7 @@ def generate(
     minimize: Annotated[str | None, typer.Option(help="Property to make small.")] = None,
     maximize: Annotated[str | None, typer.Option(help="Property to make large.")] = None,
     target: Annotated[str | None, typer.Option(help="Property to reach: band_gap=1.5.")] = None,
+    strength: Strength = None,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
@@ -55,6 +60,7 @@ def generate(
         minimize=minimize,
         maximize=maximize,
         target=target,
+        strength=strength,
         model=model,
         weights=weights,
         steps=steps,

@@ -30,7 +30,7 @@ MaxTime = Annotated[
     str | None, typer.Option(help="Stop with a checkpoint after 90s, 30m, 2h, 1h30m.")
 ]
 Property = Annotated[
-    str | None, typer.Option("--property", help="Label column that symat learns as well.")
+    str | None, typer.Option("--property", help="Label column to learn as well (diffcsp, symat).")
 ]
 
 

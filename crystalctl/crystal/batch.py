@@ -139,6 +139,13 @@ class Layout:
         moved.__dict__["counts"] = self.counts
         return moved
 
+    def renewed(self) -> Layout:
+        """The same, without symmetry, in tensors of its own: those of inference mode take no part
+        in gradients."""
+        copy = Layout(self.n_atoms.clone())
+        copy.__dict__["counts"] = self.counts
+        return copy
+
     def index(self, which: Tensor) -> Layout:
         """Crystals number ``which`` (K,) int64, in that order."""
         return Layout(

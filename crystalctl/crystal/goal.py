@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Goal:
-    """A property and what it should be: ``direction`` minimize, maximize, or target ``value``."""
+    """A property and what it should be: ``direction`` minimize, maximize, or target ``value``.
+
+    ``strength``: how hard to pull there, in units of what the weights advise; 0 does not.
+    """
 
     property: str
     direction: str
     value: float | None = None
+    strength: float = 1.0
 
     def distance(self, found: float) -> float:
         """How far a value is from the goal; the smaller the better."""

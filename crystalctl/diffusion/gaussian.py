@@ -63,6 +63,16 @@ class GaussianProcess(nn.Module):
             x = x + torch.sqrt(beta * (1 - then) / (1 - now)) * self.prior(layout, noise)
         return x
 
+    def steered(self, out: Tensor, gradient: Tensor, t: Tensor, layout: Layout) -> Tensor:
+        """The noise that means a score higher by ``gradient`` (rows, width); ``t`` (C,) steps.
+
+        The score is -noise / sqrt(1 - alpha_bar).
+        """
+        alpha_bar = self.schedule.alpha_bar[t]
+        if self.per_atom:
+            alpha_bar = alpha_bar[layout.crystal_idx]
+        return out - (1 - alpha_bar).sqrt()[:, None] * gradient
+
     def langevin(
         self, x: Tensor, out: Tensor, t: int, layout: Layout, noise: NoiseSource
     ) -> Tensor:

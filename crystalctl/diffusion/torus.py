@@ -77,6 +77,10 @@ class TorusProcess(nn.Module):
             x = x + gain * noise.normal(layout, 3, per_atom=True)
         return wrap(x)
 
+    def steered(self, out: Tensor, gradient: Tensor, t: Tensor, layout: Layout) -> Tensor:
+        """The network's output for a score higher by ``gradient`` (A, 3); ``t`` (C,) steps."""
+        return out + gradient / self.schedule.norm[t][layout.crystal_idx][:, None].sqrt()
+
     def langevin(
         self, x: Tensor, out: Tensor, t: int, layout: Layout, noise: NoiseSource
     ) -> Tensor:

@@ -32,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     "diffcsp": Family(
         target="crystalctl.models.diffcsp:DiffCSP",
         title="DiffCSP",
-        accepts=frozenset({"composition", "n_atoms", "elements"}),
+        accepts=frozenset({"composition", "n_atoms", "elements", "property"}),
         tasks=("predict", "generate"),
         paper="arXiv:2309.04475",
     ),

@@ -7,13 +7,16 @@ variance preserving, argmax at the end (``generate``). Sampling: Algorithm 2.
 
 Symbols: L lattice (rows, Å), F fractional coordinates, A species, t time step of T,
 gamma the factor of the Langevin step.
+
+With a ``property`` the network also learns it, from the noised crystal, and its gradient guides
+samples towards a goal: ``models/properties.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,15 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.crystal.goal import Goal
 from crystalctl.data.statistics import Statistics
 from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.noise import NoiseSource
-from crystalctl.diffusion.process import Process, State
+from crystalctl.diffusion.process import State
 from crystalctl.diffusion.sampling import OnStep
 from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, row_loss
+from crystalctl.models.device import Call
+from crystalctl.models.properties import guided, property_loss, wanted
 from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.cspnet import CSPNet
 
@@ -37,11 +43,14 @@ LATTICE_LIMIT = 60.0
 """Bound on the Frobenius norm of a predicted lattice, Å; beyond any cell of 20 atoms in MP-20."""
 SPECIES_LIMIT = 2.0
 """Bound on the norm of a predicted one-hot vector."""
+PREDICTED_AT_ONCE = 256
+"""Crystals whose property is predicted in one network call."""
+Field = GaussianProcess | TorusProcess
 
 
 @dataclass(frozen=True)
-class DiffCSPConfig:
-    """Settings; the defaults are the paper's for MP-20 (App. B.3).
+class CSPConfig:
+    """Settings of the families with a denoiser; the defaults are DiffCSP's for MP-20 (App. B.3).
 
     Only sampling uses ``gamma``, ``sample_steps`` and ``n_correct`` (corrector calls in a step).
     """
@@ -82,6 +91,28 @@ class DiffCSPConfig:
             )
 
 
+@dataclass(frozen=True)
+class DiffCSPConfig(CSPConfig):
+    """And what only DiffCSP has.
+
+    ``property`` names a label to learn (training fills in mean and spread), "" none; ``guidance``
+    is the factor of its gradient at strength 1.
+    """
+
+    property: str = ""
+    property_mean: float = 0.0
+    property_std: float = 1.0
+    weight_property: float = 1.0
+    guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no network or schedule can have."""
+        super().__post_init__()
+        for name in ("guidance", "weight_property"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"model.{name} = {getattr(self, name)}", "it is not negative")
+
+
 class DiffCSP(nn.Module):
     """``statistics`` of the training data say how many atoms a generated crystal may have."""
 
@@ -98,6 +129,7 @@ class DiffCSP(nn.Module):
             n_frequencies=config.n_frequencies,
             time_width=config.time_width,
             soft_species=self.generates,
+            scalar=bool(config.property),
         )
         cosine = CosineSchedule(config.n_steps)
         torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
@@ -109,9 +141,9 @@ class DiffCSP(nn.Module):
         """Compile the dense part of the network (arguments as for ``torch.compile``)."""
         self.network.compile(*args, **kwargs)
 
-    def processes(self) -> dict[str, Process]:
+    def processes(self) -> dict[str, Field]:
         """The fields that are diffused."""
-        fields: dict[str, Process] = {"lattice": self.lattice, "frac": self.frac}
+        fields: dict[str, Field] = {"lattice": self.lattice, "frac": self.frac}
         return {**fields, "species": self.species} if self.generates else fields
 
     def denoise(
@@ -130,24 +162,29 @@ class DiffCSP(nn.Module):
         }
         if out.species is not None:
             fields["species"] = out.species.float()
+        if out.scalar is not None:
+            fields["property"] = out.scalar.float()
         return fields
+
+    def _clean(self, crystals: Crystals) -> dict[str, Tensor]:
+        """The state without noise."""
+        species = crystals.species
+        if self.generates:
+            species = F.one_hot(species - 1, MAX_Z).float()
+        lattice = crystals.lattice.flatten(1)
+        return {"lattice": lattice, "frac": crystals.frac, "species": species}
 
     def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
         """Rows of each loss part for a batch of that size."""
         rows = {"lattice": n_crystals, "frac": n_atoms}
-        return {**rows, "species": n_atoms} if self.generates else rows
+        rows |= {"species": n_atoms} if self.generates else {}
+        return rows | ({"property": n_crystals} if self.config.property else {})
 
     def loss(self, crystals: Crystals, noise: NoiseSource) -> LossTerms:
         """Denoising loss at one random step per crystal (Eqs. 4, 5 and App. A.3)."""
         layout, config = crystals.layout, self.config
         t = noise.integers(layout, config.n_steps)
-        clean: dict[str, Tensor] = {
-            "lattice": crystals.lattice.flatten(1),
-            "frac": crystals.frac,
-            "species": crystals.species,
-        }
-        if self.generates:
-            clean["species"] = F.one_hot(crystals.species - 1, MAX_Z).float()
+        clean = self._clean(crystals)
         state, target = dict(clean), {}
         for name, process in self.processes().items():
             state[name], target[name] = process.corrupt(clean[name], t, layout, noise)
@@ -157,7 +194,22 @@ class DiffCSP(nn.Module):
             "frac": config.weight_frac,
             "species": config.weight_species,
         }
-        return {name: row_loss(out[name], target[name], weights[name]) for name in target}
+        terms = {name: row_loss(out[name], target[name], weights[name]) for name in target}
+        if config.property:
+            terms["property"] = property_loss(out["property"], crystals.labels, config)
+        return terms
+
+    @torch.no_grad()
+    def predicted(self, crystals: Crystals) -> Tensor:
+        """The property the model learnt, (C,) in its own unit, of crystals without noise."""
+        assert self.config.property
+        device = next(self.parameters()).device
+        found = []
+        for rows in torch.arange(len(crystals)).split(PREDICTED_AT_ONCE):
+            part = crystals.index(rows).to(device)
+            time = torch.ones_like(part.layout.n_atoms)
+            found.append(self.denoise(self._clean(part), time, part.layout)["property"])
+        return torch.cat(found) * self.config.property_std + self.config.property_mean
 
     @torch.no_grad()
     def sample(
@@ -179,23 +231,40 @@ class DiffCSP(nn.Module):
         if not self.generates:
             numbers = [z for target in targets for z in target.species()]
             held["species"] = torch.tensor(numbers, device=device)
-        tables = self.network.tables()
-
-        def call(current: State, time: Tensor) -> Mapping[str, Tensor]:
-            return self.denoise(current, time, layout, tables)
-
+        goals = wanted(targets, self.config)
+        # A gradient points to where the network has seen nothing: at least not to strange elements.
+        known = frozenset(self.statistics.elements)
+        allowed = [
+            replace(target, elements=known) if goal and not target.elements else target
+            for target, goal in zip(targets, goals, strict=True)
+        ]
         end = reverse(
-            call,
+            self._call(goals, layout),
             self.processes(),
             layout,
             noise,
             held=held,
             settings=self.config,
-            excluded=excluded_elements(targets, layout) if self.generates else None,
+            excluded=excluded_elements(allowed, layout) if self.generates else None,
             steps=steps,
             on_step=on_step,
         )
         return Crystals(layout, end["lattice"].view(-1, 3, 3), end["frac"], end["species"])
+
+    def _call(self, goals: Sequence[Goal | None], layout: Layout) -> Call:
+        """The network call of a sampler, guided where there are goals."""
+        aimed = any(goal is not None for goal in goals)
+        with torch.inference_mode(torch.is_inference_mode_enabled() and not aimed):
+            tables = self.network.tables()
+        if not aimed:
+            return lambda state, t: self.denoise(state, t, layout, tables)
+        return guided(
+            lambda state, t, fresh: self.denoise(state, t, fresh, tables),
+            self.processes(),
+            goals,
+            layout,
+            factor=self.config.guidance,
+        )
 
 
 def layout_of(

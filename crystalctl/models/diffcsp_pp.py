@@ -38,7 +38,7 @@ from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms
-from crystalctl.models.diffcsp import SPECIES_LIMIT, DiffCSPConfig
+from crystalctl.models.diffcsp import SPECIES_LIMIT, CSPConfig
 from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.cspnet import CSPNet
 from crystalctl.symmetry.primitive import (
@@ -60,7 +60,7 @@ LATTICE_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
-class DiffCSPPlusConfig(DiffCSPConfig):
+class DiffCSPPlusConfig(CSPConfig):
     """Settings as for DiffCSP; the defaults are the paper's for MP-20.
 
     ``n_radial`` > 0: the network also works in real space (``networks/radial.py``) with that many

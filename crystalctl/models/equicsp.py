@@ -39,7 +39,7 @@ from crystalctl.diffusion.sampling import OnStep
 from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms, row_loss
-from crystalctl.models.diffcsp import SPECIES_LIMIT, DiffCSPConfig, layout_of
+from crystalctl.models.diffcsp import SPECIES_LIMIT, CSPConfig, layout_of
 from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.axisnet import AxisNet
 from crystalctl.networks.cspnet import CSPNet
@@ -50,7 +50,7 @@ PERMUTATION = ("loss", "exact", "none")
 
 
 @dataclass(frozen=True)
-class EquiCSPConfig(DiffCSPConfig):
+class EquiCSPConfig(CSPConfig):
     """Settings as for DiffCSP; the defaults are the paper's for MP-20.
 
     ``weight_score`` is that of the von Mises score, ``weight_frac`` that of the noise; the

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from crystalctl.crystal.goal import Goal
+from crystalctl.models.properties import Aims
 
-RATE = 0.1
-"""Step of Adam, in standard deviations of the prior."""
+RATE = 0.01
+"""Step of Adam at strength 1, in standard deviations of the prior."""
 REACH = 1.1
 """How far a latent may go, in units of the typical length of one drawn from the prior."""
 
@@ -27,24 +28,22 @@ def improved(
     values in the same units. Every latent is moved on its own: Adam works entry by entry. No part
     gets longer than ``REACH`` sqrt(width): beyond that no training structure has been.
     """
-    sign = torch.tensor([_SIGNS[goal.direction] for goal in goals], device=z.device)
-    value = torch.tensor([goal.value or 0.0 for goal in goals], device=z.device)
     longest = torch.linalg.vector_norm(z, dim=2, keepdim=True)
     longest = longest.clamp(min=REACH * z.shape[2] ** 0.5)
     # The caller may be in inference mode, whose tensors take no part in gradients.
     with torch.inference_mode(False), torch.enable_grad():
+        aims = Aims.of(goals, z.device)
         moving = z.clone().requires_grad_()
-        sign, value, longest = sign.clone(), value.clone(), longest.clone()
+        longest = longest.clone()
         optimizer = torch.optim.Adam([moving], lr=RATE)
         for _ in range(steps):
-            found = predict(moving)
-            cost = torch.where(sign == 0, (found - value).square(), sign * found)
+            before = moving.detach().clone()
+            cost = aims.cost(predict(moving))
             (moving.grad,) = torch.autograd.grad(cost.sum(), [moving])
             optimizer.step()
             with torch.no_grad():
+                # Adam does not see how large a cost is: the strength is that of its steps.
+                moving.copy_(before.lerp(moving, aims.strength[:, None, None]))
                 length = torch.linalg.vector_norm(moving, dim=2, keepdim=True)
                 moving *= (longest / length.clamp_min(1e-9)).clamp(max=1)
     return moving.detach()
-
-
-_SIGNS = {"minimize": 1.0, "maximize": -1.0, "target": 0.0}

@@ -29,6 +29,7 @@ from crystalctl.diffusion.sampling import OnStep
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms, row_loss
 from crystalctl.models.latent_search import improved
+from crystalctl.models.properties import property_loss, wanted
 from crystalctl.networks.composition import CompositionDecoder
 from crystalctl.networks.layers import perceptron, time_features
 from crystalctl.networks.spherenet import SphereNet
@@ -229,7 +230,7 @@ class SyMat(nn.Module):
         decoded = self.decode_lattice(z_l, crystals.species, layout)
         terms["lattice"] = row_loss(decoded, cell, config.weight_lattice)
         if self.regressor is not None:
-            terms["property"] = _property_loss(self.regressor(z)[:, 0], crystals.labels, config)
+            terms["property"] = property_loss(self.regressor(z)[:, 0], crystals.labels, config)
         if self.places:
             terms["frac"] = self._place_loss(crystals, z_p, noise)
         return terms
@@ -312,27 +313,15 @@ class SyMat(nn.Module):
         )
         drawn = noise.normal(layout, 3 * config.latent, per_atom=False)
         z = drawn.view(-1, 3, config.latent) * scale[:, None]
-        aims = {row: t.goal for row, t in enumerate(targets) if t.goal is not None}
-        if not aims:
-            return z
+        goals = wanted(targets, config)
+        aims = {row: goal for row, goal in enumerate(goals) if goal is not None}
         regressor = self.regressor
-        if regressor is None or any(goal.property != config.property for goal in aims.values()):
-            raise InputError(
-                f"these weights know {config.property or 'no property'}",
-                "train some with --property",
-            )
+        if not aims or regressor is None:
+            return z
         z[list(aims)] = improved(
             lambda moving: regressor(moving.flatten(1))[:, 0],
             z[list(aims)],
-            [goal.scaled(config.property_mean, config.property_std) for goal in aims.values()],
+            list(aims.values()),
             steps=config.search_steps,
         )
         return z
-
-
-def _property_loss(found: Tensor, labels: Tensor | None, config: SyMatConfig) -> LossTerm:
-    """Squared error in standard units, (C,) each; unknown labels cost nothing."""
-    labels = torch.full_like(found, torch.nan) if labels is None else labels
-    wanted = (labels - config.property_mean) / config.property_std
-    error = torch.nan_to_num(found - wanted, nan=0.0)
-    return LossTerm(error.square().sum(), len(found), config.weight_property)

@@ -29,11 +29,15 @@ from crystalctl.networks.radial import PairHead, PeriodicShells, Shells
 
 @dataclass(frozen=True)
 class CSPNetOutput:
-    """``lattice`` (C, lattice_out), ``frac`` (A, frac_out), ``species`` (A, 100) or None."""
+    """``lattice`` (C, lattice_out), ``frac`` (A, frac_out), ``species`` (A, 100) or None.
+
+    ``scalar`` (C,): an invariant number per crystal, where the network has that head.
+    """
 
     lattice: Tensor
     frac: Tensor
     species: Tensor | None
+    scalar: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,9 @@ class CSPNet(nn.Module):
 
     ``lattice_in`` is the width of g(L), ``lattice_out`` and ``frac_out`` those of the heads;
     ``soft_species`` takes (A, 100) species vectors instead of atomic numbers and adds a species
-    head. With ``n_radial`` pairs also see their distances, and heads add up pair forces and strains
-    (``networks/radial.py``; the lattice must then be the six family coefficients), which the
-    published network does not have.
+    head, ``scalar`` one that reads a number off the whole crystal. With ``n_radial`` pairs also see
+    their distances, and heads add up pair forces and strains (``networks/radial.py``; the lattice
+    must then be the six family coefficients), which the published network does not have.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class CSPNet(nn.Module):
         lattice_out: int = 9,
         frac_out: int = 3,
         soft_species: bool = False,
+        scalar: bool = False,
         n_radial: int = 0,
     ) -> None:
         super().__init__()
@@ -144,6 +149,7 @@ class CSPNet(nn.Module):
         self.lattice_head = nn.Linear(hidden, lattice_out, bias=False)
         self.frac_head = nn.Linear(hidden, frac_out, bias=False)
         self.species_head = nn.Linear(hidden, MAX_Z) if soft_species else None
+        self.scalar_head = nn.Linear(hidden, 1) if scalar else None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the dense part of every layer (arguments as for ``torch.compile``)."""
@@ -209,12 +215,14 @@ class CSPNet(nn.Module):
         for layer, table in zip(self.layers, tables or self.tables(), strict=True):
             h = layer(h, g, table, pairs.incidence, graph, radial=count)
         h = self.norm(h)
-        lattice, shift = self.lattice_head(_mean(h, layout, sites)), self.frac_head(h)
+        whole = _mean(h, layout, sites)
+        lattice, shift = self.lattice_head(whole), self.frac_head(h)
         if shells is not None and self.pair_head is not None:
             pull, strain = self.pair_head(h, pairs.receiver, pairs.sender, shells)
             lattice, shift = lattice + _mean(strain, layout, sites), shift + pull
         elements = None if self.species_head is None else self.species_head(h)
-        return CSPNetOutput(lattice, shift, elements)
+        scalar = None if self.scalar_head is None else self.scalar_head(whole)[:, 0]
+        return CSPNetOutput(lattice, shift, elements, scalar)
 
 
 def _mean(rows: Tensor, layout: Layout, sites: Sites | None) -> Tensor:

@@ -71,14 +71,17 @@ class FourierTables(nn.Module):
     def stencil(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Table rows and weights for fractional pair vectors ``delta`` (E, 3), any period.
 
-        Returns (E, 3 WIDTH) int64 rows and weights in the dtype of ``delta``.
+        Returns (E, 3 WIDTH) int64 rows and weights in the dtype of ``delta``; the weights carry
+        the gradient of what is read.
         """
         position = (delta - torch.floor(delta)) * self.grid
         first = torch.ceil(position - WIDTH / 2)
         offset = torch.arange(WIDTH, device=delta.device)
         distance = (first - position)[:, :, None] + offset
-        # Rounding may put the first point a hair outside the kernel's support, where it is 0.
-        inside = torch.clamp(1 - (distance * (2 / WIDTH)) ** 2, min=0)
+        # Rounding may put the first point a hair outside the kernel's support, where it is 0; not
+        # quite 0, as the slope of the root is infinite there.
+        tiny = torch.finfo(delta.dtype).tiny
+        inside = torch.clamp(1 - (distance * (2 / WIDTH)) ** 2, min=tiny)
         weights = torch.exp(_BETA * (torch.sqrt(inside) - 1))
         axis = self.grid * torch.arange(self.n_axes, device=delta.device)[:, None]
         rows = (first.long()[:, :, None] + offset) % self.grid + axis

@@ -31,9 +31,9 @@ class Incidence:
         return pairs, self.weights.flatten()[order], torch.searchsorted(column, bounds)
 
     def __matmul__(self, table: Tensor) -> Tensor:
-        """Product with a dense ``table`` (R, H), differentiable in the table: (E, H)."""
+        """Product with a dense ``table`` (R, H), differentiable in table and weights: (E, H)."""
         apply: Any = _Product.apply
-        out: Tensor = apply(table, self)
+        out: Tensor = apply(table, self.weights, self)
         return out
 
 
@@ -41,22 +41,30 @@ class _Product(torch.autograd.Function):
     """Forward and backward are both gathers: the backward one runs over the transposed entries."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, incidence: Incidence) -> Tensor:
+    def forward(ctx: Any, table: Tensor, weights: Tensor, incidence: Incidence) -> Tensor:
         ctx.incidence = incidence
-        weights = incidence.weights.to(table.dtype)
+        ctx.weight_dtype = weights.dtype
+        # The table only where it is needed: training asks for no gradient of the weights.
+        ctx.save_for_backward(*([table] if ctx.needs_input_grad[1] else []))
+        weights = weights.to(table.dtype)
         return F.embedding_bag(incidence.rows, table, mode="sum", per_sample_weights=weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         pairs, weights, first = ctx.incidence.transposed
-        return (
-            F.embedding_bag(
-                pairs,
-                grad.contiguous(),
-                first,
-                mode="sum",
-                per_sample_weights=weights.to(grad.dtype),
-                include_last_offset=True,
-            ),
-            None,
+        table_grad = F.embedding_bag(
+            pairs,
+            grad.contiguous(),
+            first,
+            mode="sum",
+            per_sample_weights=weights.to(grad.dtype),
+            include_last_offset=True,
         )
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            (table,) = ctx.saved_tensors
+            # Entry by entry: all at once would need m times the memory of the pre-activations.
+            columns = ctx.incidence.rows.unbind(1)
+            entries = [(table[rows].to(grad.dtype) * grad).sum(1) for rows in columns]
+            weight_grad = torch.stack(entries, 1).to(ctx.weight_dtype)
+        return table_grad, weight_grad, None

@@ -44,7 +44,11 @@ REFUSED = {
     "one point": (["--spacegroup", "225", "--wyckoff", "4a,4a"], "asked for 2 times"),
     "two goals": (["--minimize", "a", "--maximize", "b"], "exclude each other"),
     "no number": (["--target", "band_gap"], "write --target band_gap=1.5"),
-    "goal": (["--model", "diffcsp", "--minimize", "e"], "diffcsp cannot take a property"),
+    "goal": (["--model", "equicsp", "--minimize", "e"], "equicsp cannot take a property"),
+    "not shipped": (["--target", "band_gap=1.5"], "no shipped weights know band_gap"),
+    "not learnt": (["--weights", "x", "--minimize", "e"], "these weights know no property, not e"),
+    "strength": (["--minimize", "e", "--strength", "-1"], "--strength is -1"),
+    "strength alone": (["--strength", "2"], "--strength without a goal"),
     "letters alone": (["--wyckoff", "4a"], "--wyckoff needs the group"),
 }
 

@@ -47,7 +47,9 @@ def test_index_names_every_file_with_its_hash() -> None:
         path = weights_dir() / row["file"]
         assert sha256(path.read_bytes()).hexdigest() == row["sha256"]
         assert path.stat().st_size < 16 * 2**20
-        assert load_model(row["name"], task=row["task"]).meta["family"] == row["family"]
+        meta = load_model(row["name"], task=row["task"]).meta
+        assert meta["family"] == row["family"]
+        assert meta["config"].get("property", "") == row.get("property", "")
 
 
 def test_weights_readme_has_the_numbers_of_the_index() -> None:

@@ -13,6 +13,7 @@ from crystalctl.errors import InputError
 from crystalctl.goals import check_goal, parse_goal, rank_by_goal
 from crystalctl.models.latent_search import REACH, improved
 from crystalctl.planning import Sample
+from crystalctl.selection import choose_weights
 
 
 def test_goals_are_read():
@@ -21,6 +22,8 @@ def test_goals_are_read():
     assert parse_goal(None, "e", None) == Goal("e", "maximize")
     assert parse_goal(None, None, "band_gap=1.5") == Goal("band_gap", "target", 1.5)
     assert parse_goal(None, None, "e=-2e-1") == Goal("e", "target", -0.2)
+    assert parse_goal("e", None, None, 2.5) == Goal("e", "minimize", None, 2.5)
+    assert parse_goal(None, None, "e=1", 0.0) == Goal("e", "target", 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,9 @@ def test_goals_are_read():
         ((None, None, "gap=wide"), "cannot read --target"),
         ((None, None, "=1"), "cannot read --target"),
         ((None, None, "gap=nan"), "cannot read --target"),
+        (("e", None, None, -0.1), "--strength is -0.1"),
+        (("e", None, None, float("nan")), "--strength is nan"),
+        ((None, None, None, 1.0), "--strength without a goal"),
     ],
 )
 def test_others_are_refused(given, message):
@@ -41,11 +47,38 @@ def test_others_are_refused(given, message):
 
 def test_weights_must_know_the_property():
     goal = Goal("band_gap", "target", 1.0)
-    check_goal(None, {})
-    check_goal(goal, {"property": "band_gap"})
+    check_goal(None, "symat", {})
+    check_goal(goal, "symat", {"property": "band_gap"})
     for config, known in (({}, "no property"), ({"property": "x"}, "know x")):
         with pytest.raises(InputError, match=known):
-            check_goal(goal, config)
+            check_goal(goal, "symat", config)
+
+
+def test_weights_are_found_by_what_they_know(monkeypatch):
+    row = {"task": "generate", "family": "diffcsp"}
+    rows = [
+        {**row, "name": "plain", "default": True},
+        {**row, "name": "other", "property": "x"},
+        {**row, "name": "mine", "family": "symat", "property": "band_gap"},
+    ]
+    monkeypatch.setattr("crystalctl.checkpoint.available", lambda: rows)
+
+    def chosen(learnt, **given):
+        options = {"model": None, "weights": None, **given}
+        return choose_weights("generate", {"property"}, learnt=learnt, **options)
+
+    assert chosen("band_gap") == "mine"
+    assert chosen("band_gap", weights="file") == "file"
+    assert chosen("x", model="diffcsp") == "other"
+    with pytest.raises(
+        InputError, match=r"no shipped weights know gap \(but band_gap, x\)"
+    ) as raised:
+        chosen("gap")
+    assert "--property gap" in raised.value.hint
+    with pytest.raises(InputError, match="no shipped weights know band_gap"):
+        chosen("band_gap", model="diffcsp")
+    with pytest.raises(InputError, match="cannot take a property"):
+        chosen("x", model="diffcsp_pp")
 
 
 def test_goals_in_standard_units():
@@ -74,6 +107,21 @@ def test_latents_move_towards_their_goals_and_stay_near_the_prior():
     longest = torch.linalg.vector_norm(z, dim=2).clamp(min=REACH * 4)
     assert (torch.linalg.vector_norm(moved, dim=2) <= longest * 1.0001).all()
     assert torch.equal(moved[:, 2], z[:, 2])  # nothing pulls there
+
+
+def test_the_strength_is_that_of_the_steps():
+    z = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(2))
+    strengths = (0.0, 0.3, 1.0)
+    ends = [
+        improved(
+            predict, z, [Goal("x", way, None, s) for way in ("minimize", "maximize")], steps=30
+        )
+        for s in strengths
+    ]
+    assert torch.equal(ends[0], z)
+    moved = [(predict(end) - predict(z)).abs() for end in ends]
+    assert (moved[1] < 0.6 * moved[2]).all()
+    assert (moved[1] > 0.1 * moved[2]).all()
 
 
 def test_each_latent_moves_on_its_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pretend_gpu import OnGpu, pretend_gpu
 from strategies import FAMILY_TASKS, crystals_for, templates, tiny_model
 
 from crystalctl.crystal.batch import Target
+from crystalctl.crystal.goal import Goal
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.models import FAMILIES
 from crystalctl.training.logbook import Logbook
@@ -47,6 +49,7 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses(gpu: Any) -> None:
 CASES = [(family, task, {}) for family, task in FAMILY_TASKS]
 CASES.append(("diffcsp_pp", "predict", {"n_radial": 4}))
 CASES.append(("equicsp", "predict", {"permutation": "exact"}))
+CASES += [("diffcsp", task, {"property": "energy"}) for task in ("predict", "generate")]
 each_case = pytest.mark.parametrize(("family", "task", "changes"), CASES)
 
 
@@ -122,6 +125,8 @@ def test_sampling_is_that_of_the_cpu_and_never_waits(
     family: str, task: str, changes: dict[str, Any], gpu: Any
 ) -> None:
     targets = wanted(family, task)
+    if name := changes.get("property"):
+        targets = [replace(target, goal=Goal(name, "minimize")) for target in targets]
     model = tiny_model(family, task, crystals_for(family), **changes)
     stream = torch.arange(len(targets))
     expected = model.sample(targets, NoiseSource(3, stream))

@@ -86,7 +86,7 @@ def test_train_refuses_a_column_that_cannot_be_learnt(data: Path, tmp_path: Path
         assert "energy, flat" in raised.value.hint
     wrong = {"train": settings()["train"], "model": {"property": "energy"}}
     with pytest.raises(InputError, match="property"):
-        train("diffcsp", data=data, out=tmp_path / "b", settings=wrong)
+        train("equicsp", data=data, out=tmp_path / "b", settings=wrong)
 
 
 def test_training_starts_from_weights(data: Path, tmp_path: Path):
@@ -118,6 +118,7 @@ def test_goals_move_the_predicted_property():
     assert (predicted(latents(Goal("energy", "maximize"))) > plain).all()
     hit = predicted(latents(Goal("energy", "target", 0.1)))
     assert ((hit - 0.1).abs() <= (plain - 0.1).abs() + 1e-3).all()
+    assert torch.equal(latents(Goal("energy", "minimize", None, 0.0)), latents(None))
     made = model.sample([Target(n_atoms=3, goal=Goal("energy", "minimize"))], noise_for(1), steps=2)
     assert len(made.species) == 3
 
