@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crystalctl.api import Result, generate, load_model, predict
+    from crystalctl.api import generate, load_model, predict
     from crystalctl.crystal.batch import Crystals, Target
     from crystalctl.errors import CrystalctlError
     from crystalctl.evaluating import Evaluation, evaluate
+    from crystalctl.execution import Result
     from crystalctl.training.run import train
 
 __version__: str
@@ -32,7 +33,7 @@ _HOME = {
     "predict": "crystalctl.api",
     "generate": "crystalctl.api",
     "load_model": "crystalctl.api",
-    "Result": "crystalctl.api",
+    "Result": "crystalctl.execution",
     "Crystals": "crystalctl.crystal.batch",
     "Target": "crystalctl.crystal.batch",
     "CrystalctlError": "crystalctl.errors",

@@ -10,7 +10,7 @@ from crystalctl.analysis.scoring import check_order
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
-    from crystalctl.api import Options, Result
+    from crystalctl.execution import Options, Result
 
 MOST = 100
 """Structures that are relaxed without being asked to."""

@@ -2,102 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystalctl.after import check_wish, relaxed
 from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, reduced_key
 from crystalctl.errors import InputError
-from crystalctl.goals import check_goal, parse_goal, rank_by_goal, with_goal
-from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
+from crystalctl.execution import Options, Result, run_request
+from crystalctl.goals import parse_goal, with_goal
 from crystalctl.planning import (
     Sample,
     parse_atom_numbers,
     parse_units,
     plan_generate,
     plan_predict,
-    plan_symmetric,
     plan_templates,
 )
-from crystalctl.selection import check_family, check_numbers, check_steps, choose_weights
+from crystalctl.selection import check_temperature
 
 if TYPE_CHECKING:
-    from crystalctl.analysis.powder import Pattern
-    from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
-    from crystalctl.crystal.goal import Goal
     from crystalctl.data.statistics import Statistics
-    from crystalctl.parallel import Processes
-    from crystalctl.relaxing import Relaxation
     from crystalctl.templating import Symmetry
-
-MAX_SAMPLES = 1_000_000
-"""Samples in one run (for each formula); they are planned in memory."""
-OnProgress = Callable[[str, int, int], None]
-"""Called as ``on_progress(stage, done, total)``: sampling, comparing, diffraction, writing."""
-Planner = Callable[["Statistics"], list[Sample]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a prediction or generation gave.
-
-    ``candidates`` by rank, and their ``rows`` in the summary. ``set_aside``: reason -> number of
-    impossible samples. ``n_samples``: all that were drawn. ``folder``: where it was written, None
-    when it was not.
-    """
-
-    candidates: list[Candidate]
-    rows: list[dict[str, Any]]
-    set_aside: dict[str, int]
-    n_samples: int
-    folder: Path | None
-    relaxed: Relaxation | None = None
-    """The candidates relaxed and ranked by energy, where that was asked for."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What predict and generate have in common; see ``predict``."""
-
-    model: str | None = None
-    weights: str | None = None
-    steps: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    out: Path | str | None = None
-    formats: Sequence[str] = ("cif",)
-    resume: bool = False
-    batch_size: int | None = None
-    jobs: int | None = None
-    """Processes that sample on the CPU, where there is enough to do; None: one for each core."""
-    xrd: Path | str | None = None
-    """A measured powder pattern: candidates are ranked by their similarity to it."""
-    wavelength: str | float = "CuKa"
-    """Of that pattern and of the simulated ones: Å, or a name pymatgen knows."""
-    report: bool = True
-    """Write ``report.html`` into the run folder."""
-    relax: bool | None = False
-    """Relax the candidates and rank them by energy, in the folder ``relaxed`` of the run folder;
-    None: where a calculator is installed and there are few of them."""
-    calculator: str | None = None
-    """The one that relaxes, see ``relaxing.relax_all``; None: the one of the extra."""
-    hull: Path | str | None = None
-    """Reference energies: candidates are ranked by the energy above their hull."""
-    rank_by: str = "score"
-    """Order of the relaxed candidates: "score", energies raised by how unlikely the proposal was
-    (``analysis/scoring.py``), or "energy"."""
-    on_progress: OnProgress | None = None
-    default_out: bool = False
-    """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""
-    on_folder: Callable[[Path], None] | None = None
-    """Told the run folder once it exists, so that an interrupted user can be told too."""
-    on_note: Callable[[str], None] | None = None
-    """Told what the user should know before the sampling starts."""
 
 
 def predict(
@@ -139,19 +67,21 @@ def predict(
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     name = wanted[0].reduced + (f"-and-{len(wanted) - 1}-more" if len(wanted) > 1 else "")
 
-    def plan(statistics: Statistics) -> list[Sample]:
+    def plan(statistics: Statistics, model: Any) -> list[Sample]:
         if symmetry is None and not statistics.templates:
             return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
+        from crystalctl.composing import Own, knows_templates
         from crystalctl.proposing import Mixture
 
-        source = Mixture.shipped(templates)
+        own = templates is None and knows_templates(model)
+        source = Own(model) if own else Mixture.shipped(templates)
         return plan_templates(
             wanted, n, statistics, symmetry, source=source, units=units, num_atoms=num_atoms
         )
 
     symmetric = symmetry is not None or templates is not None
     needs = {"composition"} | ({"space_group"} if symmetric else set())
-    return _run(request, plan, name, chosen, needs=needs)
+    return run_request(request, plan, name, chosen, needs=needs)
 
 
 def generate(
@@ -167,6 +97,7 @@ def generate(
     maximize: str | None = None,
     target: str | None = None,
     strength: float | None = None,
+    temperature: float = 1.0,
     **options: Any,
 ) -> Result:
     """Generate crystals from scratch: ``n`` samples, merged and ranked.
@@ -176,7 +107,8 @@ def generate(
     ``num_atoms`` counts the primitive cell. ``wyckoff``: the positions to occupy, "4a,4b".
     ``allow_supergroup`` keeps structures that came out with more symmetry. ``minimize``,
     ``maximize``: a property; ``target``: "band_gap=1.5"; ``strength``: how hard to pull there, 1 as
-    the weights advise. See ``Options`` for the others.
+    the weights advise. ``temperature``: above 1 groups, lattices, positions and elements are drawn
+    more evenly. See ``Options`` for the others.
     Raises ``InputError`` for an impossible request.
     """
     chosen = Options(**options)
@@ -196,49 +128,43 @@ def generate(
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     goal = parse_goal(minimize, maximize, target, strength)
     request |= {} if goal is None else {"goal": asdict(goal)}
+    check_temperature(temperature)
+    request |= {} if temperature == 1 else {"temperature": temperature}
 
-    def plan(statistics: Statistics) -> list[Sample]:
-        kept = allowed
-        if excluded:
-            kept = frozenset(statistics.elements if allowed is None else allowed) - excluded
-            if not kept:
-                raise InputError("--exclude leaves no element", "exclude fewer")
-        if symmetry is not None or statistics.templates:
-            return _plan_symmetric(symmetry, n, statistics, sizes, kept, chosen)
-        plain = plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
-        return with_goal(plain, goal)
+    def plan(statistics: Statistics, model: Any) -> list[Sample]:
+        kept = _kept_elements(allowed, excluded, statistics)
+        if symmetry is None and not statistics.templates:
+            plain = plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
+            return with_goal(plain, goal)
+        from crystalctl.composing import plan_within
 
-    needs = {"elements"} if allowed is not None or excluded else set()
-    needs |= {"n_atoms"} if sizes is not None else set()
-    needs |= {"space_group"} if symmetry is not None else set()
-    needs |= {"property"} if goal is not None else set()
-    return _run(request, plan, "generated", chosen, needs=needs, goal=goal)
+        within = partial(plan_within, num_atoms=sizes, elements=kept, temperature=temperature)
+        samples, note = within(model, n, statistics, symmetry, seed=chosen.seed)
+        if note and chosen.on_note is not None:
+            chosen.on_note(note)
+        return samples
+
+    return run_request(request, plan, "generated", chosen, needs=_needed(request), goal=goal)
 
 
-def _plan_symmetric(
-    symmetry: Symmetry | None,
-    n: int,
-    statistics: Statistics,
-    sizes: Sequence[int] | None,
-    elements: frozenset[int] | None,
-    options: Options,
-) -> list[Sample]:
-    """Samples within groups; without a wish for a group, of all groups as in the training data."""
-    from crystalctl.templating import Symmetry
+def _needed(request: Mapping[str, Any]) -> set[str]:
+    """What a family must accept to generate what is asked for."""
+    fields = {"symmetry": "space_group", "goal": "property", "temperature": "temperature"}
+    needs = {need for name, need in fields.items() if name in request}
+    needs |= {"elements"} if request["elements"] is not None or request["exclude"] else set()
+    return needs | ({"n_atoms"} if request["num_atoms"] is not None else set())
 
-    wish = symmetry
-    if wish is None:
-        groups = sorted({int(key.split(":")[0]) for key in statistics.templates})
-        wish = Symmetry(tuple(groups), (tuple(groups),), allow_supergroup=True)
-    samples, unknown = plan_symmetric(
-        n, statistics, wish, num_atoms=sizes, elements=elements, seed=options.seed
-    )
-    if unknown and options.on_note is not None:
-        shown = ", ".join(str(g) for g in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        options.on_note(
-            f"no training structure fits in group {shown}: Wyckoff positions are combined freely"
-        )
-    return samples
+
+def _kept_elements(
+    allowed: frozenset[int] | None, excluded: frozenset[int], statistics: Statistics
+) -> frozenset[int] | None:
+    """Elements that remain of those allowed, None for all."""
+    if not excluded:
+        return allowed
+    kept = frozenset(statistics.elements if allowed is None else allowed) - excluded
+    if not kept:
+        raise InputError("--exclude leaves no element", "exclude fewer")
+    return kept
 
 
 def _symmetry(
@@ -275,131 +201,3 @@ def _parse_formulas(texts: Sequence[str]) -> list[Formula]:
             )
         seen[key] = formula.text
     return formulas
-
-
-def _measured(options: Options) -> Pattern | None:
-    """The pattern to rank by; a wrong wavelength is refused even without one."""
-    if options.xrd is None and options.wavelength == "CuKa":
-        return None
-    from crystalctl.analysis.powder import parse_wavelength, read_pattern
-
-    wavelength = parse_wavelength(options.wavelength)
-    return None if options.xrd is None else read_pattern(options.xrd, wavelength)
-
-
-def _run(
-    request: dict[str, Any],
-    plan: Planner,
-    name: str,
-    options: Options,
-    *,
-    needs: set[str],
-    goal: Goal | None = None,
-) -> Result:
-    """Check everything that can be checked cheaply, load the weights, sample, analyse, write."""
-    from crystalctl.io.structures import parse_formats
-
-    check_numbers(request["n"], options, MAX_SAMPLES)
-    check_wish(options, request.get("formulas", []))
-    parse_formats(",".join(options.formats))
-    measured = _measured(options)
-    if measured is not None:
-        request["xrd"] = measured.plain()
-    out = None if options.out is None else Path(options.out)
-    if out is not None:
-        check_folder(out, resume=options.resume)
-    aim = None if goal is None else goal.property
-    weights = choose_weights(request["task"], needs, options.model, options.weights, learnt=aim)
-
-    from crystalctl.checkpoint import load_model as load
-    from crystalctl.data.statistics import Statistics
-    from crystalctl.models.device import pick_device
-    from crystalctl.parallel import Processes
-
-    device = pick_device(options.device)
-    loaded = load(weights, task=request["task"], family=options.model, device=device)
-    check_family(loaded.meta["family"], request["task"], needs)
-    check_steps(options.steps, loaded.meta["config"])
-    check_goal(goal, loaded.meta["family"], loaded.meta["config"])
-    samples = plan(Statistics.from_dict(loaded.meta["statistics"]))
-    request |= {
-        "seed": options.seed,
-        "steps": options.steps,
-        "weights_sha256": loaded.sha256,
-        "family": loaded.meta["family"],
-        "device": device.type,
-        "formats": parse_formats(",".join(options.formats)),
-    }
-    processes = Processes(options.jobs, str(weights), request["task"])
-    draw_and_rank = partial(
-        _draw_and_rank, loaded, samples, options, device, processes=processes, measured=measured
-    )
-    if out is None and options.default_out:
-        out = default_folder(file_safe(name), request if options.resume else None)
-    if out is None:
-        return relaxed(draw_and_rank(), options)
-    facts = {"command": sys.argv, "weights": loaded.name}
-    run = RunFolder.open(out, request, facts=facts, resume=options.resume)
-    if options.on_folder is not None:
-        options.on_folder(out)
-    if run.finished:
-        return relaxed(_finished_result(run, samples), options)
-    try:
-        return relaxed(draw_and_rank(run=run), options)
-    except BaseException:
-        if not run.finished:
-            run.interrupted()
-        raise
-
-
-def _draw_and_rank(
-    loaded: LoadedModel,
-    samples: Sequence[Sample],
-    options: Options,
-    device: Any,
-    *,
-    processes: Processes,
-    measured: Pattern | None,
-    run: RunFolder | None = None,
-) -> Result:
-    """Sample, judge and rank; write everything where there is a run folder."""
-    from crystalctl.analysis.diffraction import rank_by_pattern
-    from crystalctl.analysis.powder import parse_wavelength
-    from crystalctl.analysis.ranking import rank_samples
-    from crystalctl.io.ranked import Page, write_ranking
-    from crystalctl.io.structures import parse_formats
-    from crystalctl.sampling import draw_exact
-
-    report = options.on_progress or (lambda stage, done, total: None)
-    crystals = draw_exact(
-        loaded.model,
-        samples,
-        seed=options.seed,
-        steps=options.steps,
-        device=device,
-        run=run,
-        batch_size=options.batch_size,
-        processes=processes,
-        on_progress=report,
-    )
-    ranking = rank_samples(samples, crystals, on_progress=report)
-    if measured is not None:
-        ranking = rank_by_pattern(ranking, measured, on_progress=report)
-    ranking = rank_by_goal(ranking, loaded.model)
-    rows = [candidate.row() for candidate in ranking.candidates]
-    if run is not None:
-        formats = parse_formats(",".join(options.formats))
-        page = Page(measured, parse_wavelength(options.wavelength)) if options.report else None
-        rows = write_ranking(run, ranking, formats, page=page, on_progress=report)
-    folder = None if run is None else run.path
-    return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), folder)
-
-
-def _finished_result(run: RunFolder, samples: Sequence[Sample]) -> Result:
-    """The result of a run that was already complete, from its files."""
-    from crystalctl.io.ranked import read_candidates
-
-    summary = run.read_summary()
-    rows, aside = summary["structures"], summary["set_aside"]
-    candidates = read_candidates(run, rows, samples)
-    return Result(candidates, rows, aside, summary["n_samples"], run.path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalctl.errors import WeightsError
-from crystalctl.models import TRAINABLE
+from crystalctl.models import TRAINABLE, serves
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,7 +64,9 @@ def available() -> list[dict[str, Any]]:
 
 def default_weights(task: str, family: str) -> str:
     """Name of the shipped weights a family uses for ``task``; those marked default come first."""
-    rows = [row for row in available() if (row["family"], row["task"]) == (family, task)]
+    rows = [
+        row for row in available() if row["family"] == family and serves(family, row["task"], task)
+    ]
     if not rows:
         others = [r["name"] for r in available() if r["task"] == task]
         hint = f"shipped for this task: {', '.join(others)}" if others else ""
@@ -196,7 +198,7 @@ def load_model(
             f"{name_or_path} are {meta['family']} weights, not {family}",
             f"use --model {meta['family']}, or other weights",
         )
-    if meta["task"] != task:
+    if not serves(meta["family"], meta["task"], task):
         raise WeightsError(
             f"{name_or_path} are weights to {meta['task']}, not to {task}",
             "see crystalctl models"

@@ -65,7 +65,9 @@ def draw_tile(
 
 def _target(sample: Sample) -> Target:
     chosen = sample.template
-    template = None if chosen is None else Template(chosen.group, chosen.rows, chosen.species)
+    template = None
+    if chosen is not None:
+        template = Template(chosen.group, chosen.rows, chosen.species, chosen.cell)
     return Target(
         composition=sample.composition,
         n_atoms=sample.n_atoms,

@@ -314,7 +314,7 @@ def plan_symmetric(
     """
     from crystalctl.templating import generate_templates
 
-    _check_elements(elements, statistics)
+    check_elements(elements, statistics)
     chosen, unknown = generate_templates(symmetry, n, statistics, num_atoms=num_atoms, seed=seed)
     samples = [
         Sample(
@@ -332,7 +332,8 @@ def plan_symmetric(
     return samples, unknown
 
 
-def _check_elements(elements: frozenset[int] | None, statistics: Statistics) -> None:
+def check_elements(elements: frozenset[int] | None, statistics: Statistics) -> None:
+    """Raise ``InputError`` for elements beyond the weights."""
     unknown = sorted((elements or frozenset()).difference(statistics.elements))
     if unknown:
         names = ", ".join(symbol_of(z) for z in unknown)
@@ -361,7 +362,7 @@ def plan_generate(
             f"{statistics.max_atoms}",
             f"give numbers from 1 to {statistics.max_atoms}",
         )
-    _check_elements(elements, statistics)
+    check_elements(elements, statistics)
     weights = [statistics.n_atoms.get(size, 0) for size in allowed]
     if not any(weights):
         weights = [1] * len(allowed)

@@ -58,7 +58,10 @@ class Mixture:
         written = {_form(chosen): chosen for chosen, _ in voted}
         score = {_form(chosen): votes for chosen, votes in voted}
         if rows is None:
-            found = dict(self.proposer.propose(composition, n, groups=groups))
+            found = {
+                canonical_orbits(orbits): probability
+                for orbits, probability in self.proposer.propose(composition, n, groups=groups)
+            }
         else:
             ways = list(islice(covers(rows, composition), MOST_ASSIGNMENTS))
             for way in ways:

@@ -9,7 +9,7 @@ from crystalctl.errors import InputError
 from crystalctl.goals import TRAIN
 
 if TYPE_CHECKING:
-    from crystalctl.api import Options
+    from crystalctl.execution import Options
     from crystalctl.models import Family
 
 
@@ -26,12 +26,16 @@ def choose_weights(
     if weights is not None:
         return weights
     from crystalctl.checkpoint import available, default_weights
-    from crystalctl.models import FAMILIES
+    from crystalctl.models import FAMILIES, serves
 
     able = [model] if model else [x for x, f in FAMILIES.items() if _can(f, task, needs)]
     if not able:
         raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
-    shipped = [row for row in available() if row["task"] == task and row["family"] in able]
+    shipped = [
+        row
+        for row in available()
+        if row["family"] in able and serves(row["family"], row["task"], task)
+    ]
     shipped.sort(key=lambda row: not row.get("default"))
     if learnt is not None:
         knowing = [row for row in shipped if row.get("property") == learnt]
@@ -78,6 +82,17 @@ def check_numbers(n: int, options: Options, most: int) -> None:
         raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
 
 
+HOTTEST = 100.0
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``InputError`` for a temperature out of range."""
+    if not 0 < temperature <= HOTTEST:
+        raise InputError(
+            f"--temperature is {temperature}", f"allowed: above 0 and up to {HOTTEST:g}"
+        )
+
+
 def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for more steps than weights of this ``config`` have."""
     most = config.get("n_steps")
@@ -91,4 +106,5 @@ _WORDS = {
     "n_atoms": "a number of atoms",
     "space_group": "a space group",
     "property": "a property to aim at",
+    "temperature": "a temperature",
 }

@@ -73,11 +73,15 @@ class Symmetry:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A group and its positions, with the atomic number on each where it is prescribed."""
+    """A group and its positions, with the atomic number on each where it is prescribed.
+
+    ``cell``: as of ``Template``, where a model has drawn it.
+    """
 
     group: int
     rows: tuple[int, ...]
     species: tuple[int, ...] | None = None
+    cell: tuple[float, ...] | None = None
 
     @staticmethod
     def of(orbits: Sequence[tuple[int, int]]) -> Chosen:

@@ -39,6 +39,13 @@ TINY_SYMAT: dict[str, Any] = {
 }
 """And what only SyMat's has."""
 
+TINY_SGEQUIDIFF: dict[str, Any] = {
+    "hidden_occupation": 16,
+    "n_layers_occupation": 2,
+    "hidden_lattice": 16,
+}
+"""And what only SGEquiDiff's has."""
+
 FAMILY_TASKS = [(family, task) for family, row in FAMILIES.items() for task in row.tasks]
 
 seeds = st.integers(0, 2**31 - 1)
@@ -106,7 +113,8 @@ def tiny_model(family: str, task: str, crystals: Crystals, *, seed: int = 0, **c
     model_class = FAMILIES[family].load()
     torch.manual_seed(seed)
     known = {field.name for field in fields(model_class.Config)}
-    tiny = {name: value for name, value in TINY_SYMAT.items() if name in known}
+    every = TINY_SYMAT | TINY_SGEQUIDIFF
+    tiny = {name: value for name, value in every.items() if name in known}
     settings = model_class.Config(**{**tiny, "task": task, **config})
     return model_class(settings, Statistics.of(crystals, crystals.layout)).eval()
 

@@ -18,6 +18,7 @@ from crystalctl.cli.models import models
 from crystalctl.cli.predict import predict
 from crystalctl.cli.rank import rank
 from crystalctl.cli.relax import relax
+from crystalctl.cli.score import score
 from crystalctl.cli.train import train
 from crystalctl.errors import CrystalctlError
 
@@ -56,6 +57,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(relax)
 app.command()(rank)
+app.command()(score)
 app.command()(train)
 app.command()(models)
 app.add_typer(data_app, name="data")

@@ -13,6 +13,9 @@ NumAtoms = Annotated[str | None, typer.Option(help="Atoms in the cell: 8, or 4,6
 Strength = Annotated[
     float | None, typer.Option(help="How hard to pull towards that; 1 as the weights advise.")
 ]
+Temperature = Annotated[
+    float, typer.Option(help="Above 1: rarer groups, positions and elements (sgequidiff).")
+]
 
 
 def generate(
@@ -27,6 +30,7 @@ def generate(
     maximize: Annotated[str | None, typer.Option(help="Property to make large.")] = None,
     target: Annotated[str | None, typer.Option(help="Property to reach: band_gap=1.5.")] = None,
     strength: Strength = None,
+    temperature: Temperature = 1.0,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
@@ -46,34 +50,5 @@ def generate(
     quiet: running.Quiet = False,
 ) -> None:
     """Generate crystals without a formula, merged and ranked."""
-    running.run_and_show(
-        "generate",
-        as_json=as_json,
-        quiet=quiet,
-        n=n,
-        num_atoms=num_atoms,
-        elements=elements,
-        exclude=exclude,
-        spacegroup=spacegroup,
-        wyckoff=wyckoff,
-        allow_supergroup=allow_supergroup,
-        minimize=minimize,
-        maximize=maximize,
-        target=target,
-        strength=strength,
-        model=model,
-        weights=weights,
-        steps=steps,
-        seed=seed,
-        device=device,
-        jobs=jobs,
-        out=out,
-        wavelength=wavelength,
-        formats=formats.split(","),
-        report=report,
-        relax=relax,
-        calculator=calculator,
-        hull=hull,
-        rank_by=rank_by,
-        resume=resume,
-    )
+    # Each option goes on under its own name.
+    running.run_and_show("generate", **locals() | {"formats": formats.split(",")})

@@ -11,7 +11,7 @@ import typer
 from crystalctl.cli import ui
 
 if TYPE_CHECKING:
-    from crystalctl.api import Result
+    from crystalctl.execution import Result
 
 N = Annotated[int, typer.Option("--n", help="Samples to draw (for each formula).")]
 Model = Annotated[str | None, typer.Option(help="Model family, see `crystalctl models`.")]

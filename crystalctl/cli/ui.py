@@ -17,7 +17,7 @@ from rich.text import Text
 from crystalctl.errors import CrystalctlError
 
 if TYPE_CHECKING:
-    from crystalctl.api import Result
+    from crystalctl.execution import Result
 
 _STAGES = {
     "sampling": "sampling",

@@ -23,12 +23,14 @@ class Template:
     """A space group and which of its Wyckoff positions are occupied, by which element.
 
     ``positions`` are rows of the table of all positions, one for each orbit, ascending;
-    ``species`` the atomic number on each, None when the model decides.
+    ``species`` the atomic number on each, None when the model decides. ``cell``: a, b, c in Å and
+    the angles in degrees of the conventional cell, for families that draw it before the positions.
     """
 
     space_group: int
     positions: tuple[int, ...]
     species: tuple[int, ...] | None = None
+    cell: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

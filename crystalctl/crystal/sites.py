@@ -24,6 +24,8 @@ class Sites:
     cell; the first is the anchor. ``rotation`` (P, 3, 3) and ``translation`` (P, 3): primitive
     coordinates from the anchor's conventional ones. ``read`` (O, 3, 3): a displacement of the
     anchor in primitive coordinates -> its free conventional coordinates. ``free`` (O, 3) bool.
+    ``back`` (P, 3, 3): a vector at an atom, in primitive coordinates -> the free conventional
+    coordinates of its part along the position, seen from the anchor.
     """
 
     layout: Layout
@@ -32,6 +34,7 @@ class Sites:
     translation: Tensor
     read: Tensor
     free: Tensor
+    back: Tensor
 
     @cached_property
     def orbit_idx(self) -> Tensor:
@@ -74,6 +77,18 @@ class Sites:
     def share(self) -> Tensor:
         """Part of the atoms of its crystal that each orbit has, (O, 1)."""
         return (self.n_images / self.degree)[:, None].to(self.rotation.dtype)
+
+    def pull(self, vectors: Tensor) -> Tensor:
+        """The mean over the group of a field, at the anchors: (P, 3) primitive -> (O, 3) free.
+
+        With the values of any field f at all atoms this is the mean of R_g^-1 f(g x) over all
+        operations g: they lead to each atom equally often, and those that lead to one atom differ
+        by operations that leave the position alone, whose mean is in ``back``.
+        Ref: Eq. 3, arXiv:2505.10994.
+        """
+        seen = torch.einsum("aij,aj->ai", self.back.to(vectors.dtype), vectors)
+        sums = seen.new_zeros(len(self.n_images), 3).index_add(0, self.orbit_idx, seen)
+        return sums / self.n_images[:, None].to(seen.dtype)
 
     def place(self, anchors: Tensor) -> Tensor:
         """All atoms (P, 3), any period, from the anchors (O, 3)."""

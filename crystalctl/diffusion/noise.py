@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,6 +26,14 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
+
+
+@contextmanager
+def seeded(noise: NoiseSource, layout: Layout) -> Iterator[None]:
+    """What torch draws itself, such as dropout, follows ``noise`` here and leaves no trace."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(int(noise.integers(layout, 2**31)[0]))
+        yield
 
 
 class NoiseSource:

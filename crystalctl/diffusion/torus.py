@@ -24,7 +24,12 @@ _CROSSOVER = 0.3
 
 
 def wrapped_normal_score(delta: Tensor, sigma: Tensor) -> Tensor:
-    """d/d(delta) of the log density of a normal of width ``sigma`` wrapped to period 1.
+    """d/d(delta) of the log density of a normal of width ``sigma`` wrapped to period 1."""
+    return wrapped_normal(delta, sigma)[1]
+
+
+def wrapped_normal(delta: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Log density at ``delta`` of a normal of width ``sigma`` wrapped to period 1, and its slope.
 
     Any shapes that broadcast; ``sigma`` > 0. Exact to rounding for every width: near the centre
     seven images suffice below sigma = 0.3, five Fourier terms above it (the rest is below 1e-16).
@@ -33,15 +38,20 @@ def wrapped_normal_score(delta: Tensor, sigma: Tensor) -> Tensor:
     images = torch.arange(-3, 4, device=delta.device, dtype=delta.dtype)
     distance = delta[..., None] + images
     narrow = torch.clamp(sigma, max=_CROSSOVER)[..., None]
-    share = torch.softmax(-(distance**2) / (2 * narrow**2), -1)
+    exponent = -(distance**2) / (2 * narrow**2)
+    share = torch.softmax(exponent, -1)
     near = -(share * distance).sum(-1) / narrow[..., 0] ** 2
+    near_log = exponent.logsumexp(-1) - (narrow[..., 0] * math.sqrt(2 * math.pi)).log()
     m = torch.arange(1, 6, device=delta.device, dtype=delta.dtype)
     wide = torch.clamp(sigma, min=_CROSSOVER)[..., None]
     damping = torch.exp(-2 * (math.pi * m * wide) ** 2)
     angle = 2 * math.pi * m * delta[..., None]
     slope = -4 * math.pi * (damping * m * torch.sin(angle)).sum(-1)
-    far = slope / (1 + 2 * (damping * torch.cos(angle)).sum(-1))
-    return torch.where(sigma < _CROSSOVER, near, far)
+    density = 1 + 2 * (damping * torch.cos(angle)).sum(-1)
+    is_narrow = sigma < _CROSSOVER
+    return torch.where(is_narrow, near_log, density.log()), torch.where(
+        is_narrow, near, slope / density
+    )
 
 
 class TorusProcess(nn.Module):
@@ -71,10 +81,10 @@ class TorusProcess(nn.Module):
         """From step ``t`` to ``s`` < t given the network's ``out`` at t; no noise at s = 0."""
         now, then = self.schedule.sigma[t], self.schedule.sigma[s]
         variance = now**2 - then**2
-        x = x + variance * self.schedule.norm[t].sqrt() * out
+        x = x + variance * self._gain(t) * out
         if s > 0:
             gain = torch.sqrt(then**2 * variance / now**2)
-            x = x + gain * noise.normal(layout, 3, per_atom=True)
+            x = x + gain * self._kick(layout, noise)
         return wrap(x)
 
     def steered(self, out: Tensor, gradient: Tensor, t: Tensor, layout: Layout) -> Tensor:
@@ -86,7 +96,15 @@ class TorusProcess(nn.Module):
     ) -> Tensor:
         """One Langevin step at ``t`` of size gamma (sigma_t / sigma_1)^2; no noise at t = 1."""
         step = self.gamma * (self.schedule.sigma[t] / self.schedule.sigma[1]) ** 2
-        x = x + step * self.schedule.norm[t].sqrt() * out
+        x = x + step * self._gain(t) * out
         if t > 1:
-            x = x + torch.sqrt(2 * step) * noise.normal(layout, 3, per_atom=True)
+            x = x + torch.sqrt(2 * step) * self._kick(layout, noise)
         return wrap(x)
+
+    def _gain(self, t: int) -> Tensor:
+        """What turns the network's output into the score at step ``t``."""
+        return self.schedule.norm[t].sqrt()
+
+    def _kick(self, layout: Layout, noise: NoiseSource) -> Tensor:
+        """Noise of width 1, (A, 3)."""
+        return noise.normal(layout, 3, per_atom=True)

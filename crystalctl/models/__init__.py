@@ -21,6 +21,8 @@ class Family:
     paper: str
     symmetric: bool = False
     """Trains on conventional cells with their orbits."""
+    versatile: bool = False
+    """Weights trained for one of its tasks serve all of them."""
 
     def load(self) -> Any:
         """The model class."""
@@ -58,6 +60,15 @@ FAMILIES: dict[str, Family] = {
         tasks=("generate",),
         paper="arXiv:2307.02707",
     ),
+    "sgequidiff": Family(
+        target="crystalctl.models.sgequidiff:SGEquiDiff",
+        title="SGEquiDiff",
+        accepts=frozenset({"composition", "n_atoms", "elements", "space_group", "temperature"}),
+        tasks=("predict", "generate"),
+        paper="arXiv:2505.10994",
+        symmetric=True,
+        versatile=True,
+    ),
 }
 
 PROPOSERS: dict[str, Family] = {
@@ -73,3 +84,9 @@ PROPOSERS: dict[str, Family] = {
 """They propose templates for a composition; trained and stored like the families."""
 
 TRAINABLE = FAMILIES | PROPOSERS
+
+
+def serves(family: str, trained: str, task: str) -> bool:
+    """Whether weights of a family, ``trained`` for one task, can do another."""
+    row = TRAINABLE[family]
+    return trained == task or (row.versatile and task in row.tasks)

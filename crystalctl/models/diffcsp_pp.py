@@ -158,7 +158,7 @@ class DiffCSPPlus(nn.Module):
     def _primitive_cell(self, k: Tensor, unit: Unit) -> Tensor:
         """Primitive cells, (C, 3, 3) rows in Å, of the scaled coefficients ``k`` (C, 6)."""
         # Early in sampling a cell can be anything; distances need one that numbers can hold.
-        log = ((k + unit.offset) * _scale(k.device)).clamp(-6.0, 6.0)
+        log = ((k + unit.offset) * lattice_scale(k.device)).clamp(-6.0, 6.0)
         return unit.primitive @ from_family6(log).to(unit.primitive.dtype)
 
     def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
@@ -176,7 +176,7 @@ class DiffCSPPlus(nn.Module):
             raise ValueError("DiffCSP++ trains on crystals with orbits")
         unit = unit_of(orbits.position, orbits.n_orbits, groups)
         t = noise.integers(unit.layout, self.config.n_steps)
-        scaled = to_family6(crystals.lattice).float() / _scale(t.device) - unit.offset
+        scaled = to_family6(crystals.lattice).float() / lattice_scale(t.device) - unit.offset
         species = orbits.at_anchors(crystals.species)
         clean = {
             "lattice": torch.where(unit.free, scaled, 0.0),
@@ -216,7 +216,7 @@ class DiffCSPPlus(nn.Module):
         Raises ``InputError`` when a target has no template, or (predict) one without species.
         """
         device = noise.stream.device
-        position, n_orbits, groups, given = _templates(targets, self.generates)
+        position, n_orbits, groups, given = templates_of(targets, self.generates)
         unit = unit_of(position.to(device), n_orbits.to(device), groups.to(device))
         held = {} if self.generates else {"species": given.to(device)}
         tables = self.network.tables()
@@ -240,7 +240,7 @@ class DiffCSPPlus(nn.Module):
             position.to(device),
             unit.layout.n_atoms,
             space_group=groups.to(device),
-            lattice=from_family6(k * _scale(device)).float(),
+            lattice=from_family6(k * lattice_scale(device)).float(),
             anchors=end["frac"],
             species=end["species"],
         )
@@ -267,11 +267,18 @@ def unit_of(position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
         sites.layout,
         sites,
         free,
-        torch.where(free, 0.0, table["fixed"][groups] / _scale(device)),
+        torch.where(free, 0.0, table["fixed"][groups] / lattice_scale(device)),
         offset,
         table["centring"][groups],
         table["basis"][groups],
     )
+
+
+def cell_features(lattice: Tensor, unit: Unit) -> tuple[Tensor, Tensor]:
+    """What the network sees of lattices (C, 3, 3) Å: (C, 12), and the primitive cells."""
+    k = to_family6(lattice).float() / lattice_scale(lattice.device) - unit.offset
+    cell = unit.primitive @ lattice.to(unit.primitive.dtype)
+    return torch.cat([torch.where(unit.free, k, unit.fixed), unit.centring], 1), cell
 
 
 @cache
@@ -290,11 +297,13 @@ def _group_tables(device: torch.device) -> dict[str, Tensor]:
 
 
 @cache
-def _scale(device: torch.device) -> Tensor:
+def lattice_scale(device: torch.device) -> Tensor:
     return torch.tensor(SCALE, device=device)
 
 
-def _templates(targets: Sequence[Target], generates: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def templates_of(
+    targets: Sequence[Target], generates: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Positions (O,), orbits of each crystal, groups, and species (O,), 0 where free."""
     positions: list[int] = []
     species: list[int] = []

@@ -9,12 +9,10 @@ transformer: Kazeev et al., arXiv:2503.02407; Cao et al., arXiv:2403.15734.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +20,16 @@ from torch import Tensor, nn
 from crystalctl.crystal.batch import Crystals
 from crystalctl.crystal.elements import MENDELEEV
 from crystalctl.data.statistics import Statistics
-from crystalctl.diffusion.noise import NoiseSource
+from crystalctl.diffusion.noise import NoiseSource, seeded
 from crystalctl.models.contract import LossTerm, LossTerms
+from crystalctl.models.search import Partial, best_first
 from crystalctl.networks.template_net import Positions, Sequences, TemplateNet
 from crystalctl.symmetry.assignments import lattice_points, may_hold
 from crystalctl.symmetry.normaliser import Orbits, canonical, canonical_orbits
 from crystalctl.symmetry.tables import N_GROUPS, tables
 
-AT_ONCE = 64
-"""Partial templates that are continued in one network call."""
-MOST_CALLS = 30
-"""Network calls for one formula at most."""
-LEAST = 1e-4
-"""Templates that are less probable are not looked for."""
-
 Known = tuple[tuple[int, int], ...]
 """(Atomic number, atoms of the primitive cell) of each element, in the order of the sequence."""
-Partial = tuple[float, int, tuple[int, ...]]
-"""-log p, group and the positions so far."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ class Proposer(nn.Module):
         super().__init__()
         self.config, self.statistics = config, statistics
         self.network = TemplateNet(
-            _positions(),
+            position_facts(),
             hidden=config.hidden,
             n_layers=config.n_layers,
             n_heads=config.n_heads,
@@ -154,9 +144,8 @@ class Proposer(nn.Module):
         self.train(learning)
         if learning:
             batch = self._exchanged(batch, crystals, noise)
-        with torch.random.fork_rng([]):
+        with seeded(noise, crystals.layout):
             # Dropout follows the noise of the step, as all else does: a resumed run is the same.
-            torch.manual_seed(int(noise.integers(crystals.layout, 2**31)[0]))
             group, position = self.log_probability(batch)
         return {
             "group": LossTerm(-group.sum(), len(crystals), self.config.weight_group),
@@ -216,30 +205,9 @@ class Proposer(nn.Module):
         at least as probable as all that it can become, so the first complete ones are the best.
         """
         known = _known(composition)
-        all_atoms = sum(composition.values())
-        ticket = count()
-        found: dict[Orbits, float] = {}
-        edge: list[tuple[float, int, Partial]] = [
-            (cost, next(ticket), (cost, group, ())) for cost, group in self._groups(known, groups)
-        ]
-        heapq.heapify(edge)
-        for _ in range(MOST_CALLS):
-            batch: list[Partial] = []
-            while edge and len(batch) < AT_ONCE and edge[0][0] < -math.log(LEAST):
-                cost, _, partial = heapq.heappop(edge)
-                if sum(map(_size, partial[2])) == all_atoms:
-                    template = _template(known, partial[2])
-                    # Another setting of a template is another sequence, which no training data has.
-                    if sequence_of(template).rows == partial[2]:
-                        found[template] = math.exp(-cost)
-                else:
-                    batch.append(partial)
-            best = sorted(found.values(), reverse=True)[:n]
-            if not batch or (len(best) == n and math.exp(-batch[0][0]) <= best[-1]):
-                break
-            for new in self._continued(batch, known):
-                heapq.heappush(edge, (new[0], next(ticket), new))
-        return sorted(found.items(), key=lambda item: (-item[1], item[0]))[:n]
+        start = (Partial(cost, group, ()) for cost, group in self._groups(known, groups))
+        found = best_first(start, lambda batch: self._continued(batch, known), n)
+        return [(one.name, one.probability) for one in found]
 
     def _groups(self, known: Known, groups: Collection[int] | None) -> Iterator[tuple[float, int]]:
         """-log p and number of those that may hold the composition."""
@@ -253,21 +221,32 @@ class Proposer(nn.Module):
 
     def _continued(self, partial: Sequence[Partial], known: Known) -> Iterator[Partial]:
         """Each partial template with every possible next position."""
-        opened = [_opened(known, group, rows) for _, group, rows in partial]
+        written = [tuple(row for row, _ in one.orbits) for one in partial]
+        opened = [
+            _opened(known, one.group, rows) for one, rows in zip(partial, written, strict=True)
+        ]
         _, logits = self.network(pack(opened, self.device))
         last = torch.tensor([len(one.rows) - 1 for one in opened], device=self.device)
         here = logits[torch.arange(len(opened), device=self.device), last].float()
-        for (cost, group, rows), one, log_p in zip(
-            partial, opened, here.log_softmax(1).tolist(), strict=True
+        for old, rows, one, log_p in zip(
+            partial, written, opened, here.log_softmax(1).tolist(), strict=True
         ):
-            first = int(tables().first_position[group - 1])
+            first = int(tables().first_position[old.group - 1])
             for row, value in enumerate(log_p, start=first):
                 # A dead end, where no position is possible, has nan.
                 if not value > -math.inf:
                     continue
                 rest = one.left[-1] - _size(row)
-                if rest == 0 or may_hold(group, rest):
-                    yield cost - value, group, (*rows, row)
+                if rest > 0 and not may_hold(old.group, rest):
+                    continue
+                orbits = (*old.orbits, (row, known[one.kinds[-1]][0]))
+                name = None
+                if rest == 0 and one.kinds[-1] == len(known) - 1:
+                    name = canonical_orbits(orbits)
+                    # Another setting of a template is a sequence that no training data has.
+                    if sequence_of(name).rows != (*rows, row):
+                        continue
+                yield Partial(old.cost - value, old.group, orbits, name)
 
 
 def _known(composition: Mapping[int, int]) -> Known:
@@ -285,7 +264,9 @@ def _size(row: int) -> int:
     return int(table.multiplicity[row]) // lattice_points(int(table.group[row]))
 
 
-def _positions() -> Positions:
+@cache
+def position_facts() -> Positions:
+    """What the networks know of all positions, by table row."""
     table = tables()
     first = torch.tensor([0, *table.first_position.tolist()])
     return Positions(
@@ -308,9 +289,3 @@ def _opened(known: Known, group: int, rows: tuple[int, ...]) -> Written:
             kind += 1
             rest = known[kind][1]
     return Written(known, group, (*rows, 0), (*kinds, kind), (*left, rest))
-
-
-def _template(known: Known, rows: tuple[int, ...]) -> Orbits:
-    """The complete template, in the form that all its settings share."""
-    kinds = _opened(known, 0, rows).kinds[:-1]
-    return canonical_orbits((row, known[kind][0]) for row, kind in zip(rows, kinds, strict=True))

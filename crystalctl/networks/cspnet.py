@@ -112,7 +112,8 @@ class CSPLayer(nn.Module):
 class CSPNet(nn.Module):
     """Denoiser over fully connected crystals.
 
-    ``lattice_in`` is the width of g(L), ``lattice_out`` and ``frac_out`` those of the heads;
+    ``lattice_in`` is the width of g(L), ``lattice_out`` and ``frac_out`` those of the heads, 0 for
+    no lattice head;
     ``soft_species`` takes (A, 100) species vectors instead of atomic numbers and adds a species
     head, ``scalar`` one that reads a number off the whole crystal. With ``n_radial`` pairs also see
     their distances, and heads add up pair forces and strains (``networks/radial.py``; the lattice
@@ -146,7 +147,7 @@ class CSPNet(nn.Module):
             CSPLayer(hidden, lattice_in, n_frequencies, n_radial) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(hidden)
-        self.lattice_head = nn.Linear(hidden, lattice_out, bias=False)
+        self.lattice_head = nn.Linear(hidden, lattice_out, bias=False) if lattice_out else None
         self.frac_head = nn.Linear(hidden, frac_out, bias=False)
         self.species_head = nn.Linear(hidden, MAX_Z) if soft_species else None
         self.scalar_head = nn.Linear(hidden, 1) if scalar else None
@@ -215,11 +216,15 @@ class CSPNet(nn.Module):
         for layer, table in zip(self.layers, tables or self.tables(), strict=True):
             h = layer(h, g, table, pairs.incidence, graph, radial=count)
         h = self.norm(h)
-        whole = _mean(h, layout, sites)
-        lattice, shift = self.lattice_head(whole), self.frac_head(h)
+        whole, shift = _mean(h, layout, sites), self.frac_head(h)
+        lattice = h.new_zeros(layout.n_crystals, 0)
+        if self.lattice_head is not None:
+            lattice = self.lattice_head(whole)
         if shells is not None and self.pair_head is not None:
             pull, strain = self.pair_head(h, pairs.receiver, pairs.sender, shells)
-            lattice, shift = lattice + _mean(strain, layout, sites), shift + pull
+            shift = shift + pull
+            if self.lattice_head is not None:
+                lattice = lattice + _mean(strain, layout, sites)
         elements = None if self.species_head is None else self.species_head(h)
         scalar = None if self.scalar_head is None else self.scalar_head(whole)[:, 0]
         return CSPNetOutput(lattice, shift, elements, scalar)

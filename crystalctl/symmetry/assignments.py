@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from crystalctl.symmetry.groups import check_number
-from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.tables import N_GROUPS, tables
 from crystalctl.symmetry.wyckoff import Position, positions
 
 LATTICE_POINTS = {"P": 1, "A": 2, "C": 2, "I": 2, "F": 4, "R": 3}
@@ -101,6 +104,27 @@ def _fewest(group: int, count: int) -> int:
                 for total in range(count, size - 1, -1):
                     best[total] = min(best[total], best[total - size] + 1)
     return best[count]
+
+
+@cache
+def reach(most: int) -> NDArray[np.bool_]:
+    """Whether the positions of a group from the i-th on can add up to m atoms.
+
+    (231, P + 2, most + 1) by group number, i and m, the atoms of the primitive cell; P = 27.
+    """
+    width = max(len(positions(group)) for group in range(1, N_GROUPS + 1))
+    found = np.zeros((N_GROUPS + 1, width + 2, most + 1), dtype=bool)
+    found[..., 0] = True
+    for group in range(1, N_GROUPS + 1):
+        points = lattice_points(group)
+        for index, here in reversed(list(enumerate(positions(group)))):
+            size = here.multiplicity // points
+            row = found[group, index + 1].copy()
+            source = row if here.freedom else found[group, index + 1]
+            for m in range(size, most + 1):
+                row[m] |= source[m - size]
+            found[group, index] = row
+    return found
 
 
 @cache

@@ -53,6 +53,7 @@ def sites_of(orbits: Orbits) -> Sites:
         table["translation"][operation],
         table["read"][rows],
         table["free"][rows],
+        table["back"][operation],
     )
 
 
@@ -60,7 +61,7 @@ def sites_of(orbits: Orbits) -> Sites:
 def _table(device: torch.device) -> dict[str, Tensor]:
     """Rows by position: the operations whose images differ by more than a lattice vector."""
     table = tables()
-    rotations, translations, counts, read = [], [], [], []
+    rotations, translations, counts, read, back = [], [], [], [], []
     for row in range(len(table.group)):
         basis = primitive_basis(table.symbols[table.group[row] - 1][0])
         into = np.linalg.inv(basis.T)
@@ -74,6 +75,8 @@ def _table(device: torch.device) -> dict[str, Tensor]:
         translations.append(shift[kept])
         counts.append(len(kept))
         read.append(np.linalg.pinv(rotation[0]))
+        used = np.diag((table.rotation[here][0] != 0).any(0).astype(float))
+        back.append(used @ table.pull[here][kept] @ basis.T)
     n_images = torch.tensor(counts)
     leading = table.rotation[table.first_operation[:-1]]
     found = {
@@ -82,6 +85,7 @@ def _table(device: torch.device) -> dict[str, Tensor]:
         "rotation": torch.from_numpy(np.concatenate(rotations)).float(),
         "translation": torch.from_numpy(np.concatenate(translations)).float(),
         "read": torch.from_numpy(np.stack(read)).float(),
+        "back": torch.from_numpy(np.concatenate(back)).float(),
         "free": torch.from_numpy((leading != 0).any(1)),
     }
     return {name: tensor.to(device) for name, tensor in found.items()}

@@ -197,5 +197,12 @@ def test_a_lattice_without_volume_stays_finite(model, task, crystals):
 def test_accepts_and_tasks_are_declared(family, task):
     row = FAMILIES[family]
     assert task in row.tasks
-    assert row.accepts <= {"composition", "n_atoms", "space_group", "elements", "property"}
+    assert row.accepts <= {
+        "composition",
+        "n_atoms",
+        "space_group",
+        "elements",
+        "property",
+        "temperature",
+    }
     assert row.paper.startswith("arXiv:")

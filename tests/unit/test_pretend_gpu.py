@@ -84,16 +84,22 @@ def test_a_training_run_is_that_of_the_cpu(
         runs[name] = trainer(family, task, changes, device=device, out=folder)
         assert runs[name].run() == "finished"
     assert runs["gpu"].count.best == pytest.approx(runs["cpu"].count.best, rel=1e-5)
-    for one, other in zip(*(r.model.parameters() for r in runs.values()), strict=True):
+    for (name, one), (_, other) in zip(
+        *(r.model.named_parameters() for r in runs.values()), strict=True
+    ):
         assert isinstance(other, torch.nn.Parameter)
         assert other.device == gpu.device
-        torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
+        same = torch.isclose(one, other.cpu(), rtol=1e-4, atol=1e-5)
+        if name.endswith("in_proj_bias"):
+            # No softmax sees the bias of its keys: Adam follows rounding errors there.
+            same[len(same) // 3 : 2 * len(same) // 3] = True
+        assert same.all(), name
     again = trainer(family, task, changes, device=gpu.device, out=tmp_path / "gpu")
     again.resume()
     assert again.count.step == runs["gpu"].count.step
 
 
-HOST_READS = {"diffcsp": 0, "diffcsp_pp": 5, "symat": 18}
+HOST_READS = {"diffcsp": 0, "diffcsp_pp": 5, "sgequidiff": 8, "symat": 18}
 """Times the host waits for the device in one network call of training; docs/guide/train.md says
 which. A family that is not named here never waits."""
 WAITING = {"symat"}

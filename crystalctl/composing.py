@@ -1,0 +1,201 @@
+"""Models that know templates themselves: what they propose for a formula, and what they compose.
+
+No torch here but what the model brings.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from crystalctl.crystal.elements import name_of
+from crystalctl.data.statistics import Statistics
+from crystalctl.errors import InputError
+from crystalctl.planning import Sample, check_elements, plan_symmetric, stable_hash
+from crystalctl.symmetry.assignments import covers, possible_atom_counts
+from crystalctl.symmetry.normaliser import canonical_orbits
+from crystalctl.symmetry.witness import has_own_group
+from crystalctl.templating import MOST_ASSIGNMENTS, Chosen, Symmetry, draw_positions, names_of
+
+TRIES = 8
+"""How often a template that cannot have its group is drawn anew."""
+ANY = tuple(range(1, 231))
+
+
+def knows_templates(model: Any) -> bool:
+    """Whether a model proposes and composes templates."""
+    return hasattr(model, "compose")
+
+
+class Own:
+    """The model's own proposals, as ``TemplateSource`` says."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def propose(
+        self,
+        composition: Mapping[int, int],
+        n: int,
+        *,
+        groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[tuple[Chosen, float]]:
+        """Up to ``n`` templates with their probabilities, the likeliest first."""
+        if rows is None:
+            found = self.model.propose(composition, n, groups=groups)
+            return [(Chosen.of(orbits), p) for orbits, p in found]
+        ways = {
+            canonical_orbits(way): way
+            for way in islice(covers(rows, composition), MOST_ASSIGNMENTS)
+        }
+        exact = self.model.probabilities(composition, list(ways), groups=groups)
+        ranked = sorted(zip(ways.values(), exact, strict=True), key=lambda item: -item[1])
+        return [(Chosen.of(way), p) for way, p in ranked[:n]]
+
+
+def plan_within(
+    model: Any,
+    n: int,
+    statistics: Statistics,
+    symmetry: Symmetry | None,
+    *,
+    num_atoms: Sequence[int] | None,
+    elements: frozenset[int] | None,
+    temperature: float,
+    seed: int,
+) -> tuple[list[Sample], str]:
+    """Samples within groups, of the model's templates or of the training data's, and a note.
+
+    Without a wish for a group all groups are drawn, as often as in the training data.
+    """
+    if knows_templates(model):
+        why = "the model's templates have more symmetry than"
+        samples, groups = plan_composed(
+            model,
+            n,
+            statistics,
+            symmetry,
+            num_atoms=num_atoms,
+            elements=elements,
+            temperature=temperature,
+            seed=seed,
+        )
+    else:
+        why, wish = "no training structure fits in", symmetry
+        if wish is None:
+            known = sorted({int(key.split(":")[0]) for key in statistics.templates})
+            wish = Symmetry(tuple(known), (tuple(known),), allow_supergroup=True)
+        samples, groups = plan_symmetric(
+            n, statistics, wish, num_atoms=num_atoms, elements=elements, seed=seed
+        )
+    if not groups:
+        return samples, ""
+    shown = ", ".join(str(g) for g in groups[:8]) + (", ..." if len(groups) > 8 else "")
+    return samples, f"{why} group {shown}: Wyckoff positions are combined freely"
+
+
+def plan_composed(
+    model: Any,
+    n: int,
+    statistics: Statistics,
+    symmetry: Symmetry | None,
+    *,
+    num_atoms: Sequence[int] | None = None,
+    elements: frozenset[int] | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> tuple[list[Sample], list[int]]:
+    """The samples of a generation with templates that the model composes.
+
+    The groups and systems asked for take turns; without a wish all groups are as likely as the
+    model finds them. A template that cannot have its group exactly is drawn again; where ``TRIES``
+    do not suffice, positions are combined freely: the second result names those groups. Raises
+    ``InputError`` for sizes that no positions add up to.
+    """
+    check_elements(elements, statistics)
+    wish = symmetry or Symmetry(ANY, (ANY,), allow_supergroup=True)
+    name = f"{wish.plain()}|{num_atoms}|{sorted(elements or ())}|{temperature}|{seed}"
+    settings = {"temperature": temperature, "elements": elements, "sizes": num_atoms}
+    chosen, combined = _chosen(model, n, wish, name, settings)
+    label = name_of(dict.fromkeys(sorted(elements or ()), 1))
+    samples = [
+        Sample(
+            k + 1,
+            f"generate:{replace(chosen[k], cell=None).key}:{label}",
+            "generated",
+            chosen[k].n_atoms,
+            k,
+            elements=elements,
+            template=chosen[k],
+            exact=not wish.allow_supergroup,
+        )
+        for k in range(n)
+    ]
+    return samples, combined
+
+
+def _chosen(
+    model: Any, n: int, wish: Symmetry, name: str, settings: Mapping[str, Any]
+) -> tuple[list[Chosen], list[int]]:
+    """A template for each sample, and the groups where positions were combined freely."""
+    num_atoms: Sequence[int] | None = settings["sizes"]
+    chosen: dict[int, Chosen] = {}
+    if wish.rows is not None:
+        chosen = {k: Chosen(wish.groups[0], wish.rows) for k in range(n)}
+    waiting = [k for k in range(n) if k not in chosen]
+    pools = {k: wish.pools[k % len(wish.pools)] for k in waiting}
+    drawn: dict[int, Chosen] = {}
+    for attempt in range(TRIES):
+        if not waiting:
+            break
+        streams = [stable_hash(f"compose|{name}|{k}|{attempt}") for k in waiting]
+        found = _compose(model, [pools[k] for k in waiting], streams, settings)
+        for k, template in zip(waiting, found, strict=True):
+            if template is None:
+                raise _no_size(pools[k], num_atoms or [])
+            drawn[k] = Chosen(
+                template.space_group, template.positions, template.species, template.cell
+            )
+            if wish.allow_supergroup or has_own_group(template.positions, template.species):
+                chosen[k] = drawn[k]
+        waiting = [k for k in waiting if k not in chosen]
+    combined: dict[int, None] = {}
+    for k in waiting:
+        group = drawn[k].group
+        draw = random.Random(f"compose|{name}|{k}")
+        sizes = num_atoms or possible_atom_counts(group, model.occupation.max_atoms)
+        chosen[k] = Chosen(group, draw_positions(group, sizes, draw))
+        combined[group] = None
+    return [chosen[k] for k in range(n)], list(combined)
+
+
+_AT_ONCE = 256
+
+
+def _compose(
+    model: Any, pools: Sequence[Sequence[int]], streams: Sequence[int], settings: Mapping[str, Any]
+) -> list[Any]:
+    import torch
+
+    from crystalctl.diffusion.noise import NoiseSource
+
+    found: list[Any] = []
+    for start in range(0, len(pools), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        stream = torch.tensor(streams[part], device=model.strength.device)
+        found += model.compose(pools[part], NoiseSource(0, stream), **settings)
+    return found
+
+
+def _no_size(pool: Sequence[int], num_atoms: Sequence[int]) -> InputError:
+    possible = sorted({n for group in pool for n in possible_atom_counts(group, 48)})
+    near = sorted(sorted(possible, key=lambda n: min(abs(n - m) for m in num_atoms))[:4])
+    return InputError(
+        f"no positions of {names_of(pool)} add up to {', '.join(map(str, num_atoms))} atoms in the "
+        "primitive cell",
+        f"nearest possible: {', '.join(map(str, near))}",
+    )

@@ -1,0 +1,218 @@
+"""A planned request carried out: weights chosen, structures drawn, ranked and written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crystalctl.after import check_wish, relaxed
+from crystalctl.goals import check_goal, rank_by_goal
+from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
+from crystalctl.planning import Sample
+from crystalctl.selection import check_family, check_numbers, check_steps, choose_weights
+
+if TYPE_CHECKING:
+    from crystalctl.analysis.powder import Pattern
+    from crystalctl.analysis.ranking import Candidate
+    from crystalctl.checkpoint import LoadedModel
+    from crystalctl.crystal.goal import Goal
+    from crystalctl.data.statistics import Statistics
+    from crystalctl.parallel import Processes
+    from crystalctl.relaxing import Relaxation
+
+MAX_SAMPLES = 1_000_000
+"""Samples in one run (for each formula); they are planned in memory."""
+OnProgress = Callable[[str, int, int], None]
+"""Called as ``on_progress(stage, done, total)``: sampling, comparing, diffraction, writing."""
+Planner = Callable[["Statistics", Any], list[Sample]]
+"""(statistics of the weights, their model) -> the samples to draw."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a prediction or generation gave.
+
+    ``candidates`` by rank, and their ``rows`` in the summary. ``set_aside``: reason -> number of
+    impossible samples. ``n_samples``: all that were drawn. ``folder``: where it was written, None
+    when it was not.
+    """
+
+    candidates: list[Candidate]
+    rows: list[dict[str, Any]]
+    set_aside: dict[str, int]
+    n_samples: int
+    folder: Path | None
+    relaxed: Relaxation | None = None
+    """The candidates relaxed and ranked by energy, where that was asked for."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What predict and generate have in common; see ``predict``."""
+
+    model: str | None = None
+    weights: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    out: Path | str | None = None
+    formats: Sequence[str] = ("cif",)
+    resume: bool = False
+    batch_size: int | None = None
+    jobs: int | None = None
+    """Processes that sample on the CPU, where there is enough to do; None: one for each core."""
+    xrd: Path | str | None = None
+    """A measured powder pattern: candidates are ranked by their similarity to it."""
+    wavelength: str | float = "CuKa"
+    """Of that pattern and of the simulated ones: Å, or a name pymatgen knows."""
+    report: bool = True
+    """Write ``report.html`` into the run folder."""
+    relax: bool | None = False
+    """Relax the candidates and rank them by energy, in the folder ``relaxed`` of the run folder;
+    None: where a calculator is installed and there are few of them."""
+    calculator: str | None = None
+    """The one that relaxes, see ``relaxing.relax_all``; None: the one of the extra."""
+    hull: Path | str | None = None
+    """Reference energies: candidates are ranked by the energy above their hull."""
+    rank_by: str = "score"
+    """Order of the relaxed candidates: "score", energies raised by how unlikely the proposal was
+    (``analysis/scoring.py``), or "energy"."""
+    on_progress: OnProgress | None = None
+    default_out: bool = False
+    """Choose a folder under ``runs/`` when ``out`` is None (the command line does)."""
+    on_folder: Callable[[Path], None] | None = None
+    """Told the run folder once it exists, so that an interrupted user can be told too."""
+    on_note: Callable[[str], None] | None = None
+    """Told what the user should know before the sampling starts."""
+
+
+def _measured(options: Options) -> Pattern | None:
+    """The pattern to rank by; a wrong wavelength is refused even without one."""
+    if options.xrd is None and options.wavelength == "CuKa":
+        return None
+    from crystalctl.analysis.powder import parse_wavelength, read_pattern
+
+    wavelength = parse_wavelength(options.wavelength)
+    return None if options.xrd is None else read_pattern(options.xrd, wavelength)
+
+
+def run_request(
+    request: dict[str, Any],
+    plan: Planner,
+    name: str,
+    options: Options,
+    *,
+    needs: set[str],
+    goal: Goal | None = None,
+) -> Result:
+    """Check everything that can be checked cheaply, load the weights, sample, analyse, write."""
+    from crystalctl.io.structures import parse_formats
+
+    check_numbers(request["n"], options, MAX_SAMPLES)
+    check_wish(options, request.get("formulas", []))
+    parse_formats(",".join(options.formats))
+    measured = _measured(options)
+    if measured is not None:
+        request["xrd"] = measured.plain()
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        check_folder(out, resume=options.resume)
+    aim = None if goal is None else goal.property
+    weights = choose_weights(request["task"], needs, options.model, options.weights, learnt=aim)
+
+    from crystalctl.checkpoint import load_model as load
+    from crystalctl.data.statistics import Statistics
+    from crystalctl.models.device import pick_device
+    from crystalctl.parallel import Processes
+
+    device = pick_device(options.device)
+    loaded = load(weights, task=request["task"], family=options.model, device=device)
+    check_family(loaded.meta["family"], request["task"], needs)
+    check_steps(options.steps, loaded.meta["config"])
+    check_goal(goal, loaded.meta["family"], loaded.meta["config"])
+    samples = plan(Statistics.from_dict(loaded.meta["statistics"]), loaded.model)
+    request |= {
+        "seed": options.seed,
+        "steps": options.steps,
+        "weights_sha256": loaded.sha256,
+        "family": loaded.meta["family"],
+        "device": device.type,
+        "formats": parse_formats(",".join(options.formats)),
+    }
+    processes = Processes(options.jobs, str(weights), request["task"])
+    draw_and_rank = partial(
+        _draw_and_rank, loaded, samples, options, device, processes=processes, measured=measured
+    )
+    if out is None and options.default_out:
+        out = default_folder(file_safe(name), request if options.resume else None)
+    if out is None:
+        return relaxed(draw_and_rank(), options)
+    facts = {"command": sys.argv, "weights": loaded.name}
+    run = RunFolder.open(out, request, facts=facts, resume=options.resume)
+    if options.on_folder is not None:
+        options.on_folder(out)
+    if run.finished:
+        return relaxed(_finished_result(run, samples), options)
+    try:
+        return relaxed(draw_and_rank(run=run), options)
+    except BaseException:
+        if not run.finished:
+            run.interrupted()
+        raise
+
+
+def _draw_and_rank(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    options: Options,
+    device: Any,
+    *,
+    processes: Processes,
+    measured: Pattern | None,
+    run: RunFolder | None = None,
+) -> Result:
+    """Sample, judge and rank; write everything where there is a run folder."""
+    from crystalctl.analysis.diffraction import rank_by_pattern
+    from crystalctl.analysis.powder import parse_wavelength
+    from crystalctl.analysis.ranking import rank_samples
+    from crystalctl.io.ranked import Page, write_ranking
+    from crystalctl.io.structures import parse_formats
+    from crystalctl.sampling import draw_exact
+
+    report = options.on_progress or (lambda stage, done, total: None)
+    crystals = draw_exact(
+        loaded.model,
+        samples,
+        seed=options.seed,
+        steps=options.steps,
+        device=device,
+        run=run,
+        batch_size=options.batch_size,
+        processes=processes,
+        on_progress=report,
+    )
+    ranking = rank_samples(samples, crystals, on_progress=report)
+    if measured is not None:
+        ranking = rank_by_pattern(ranking, measured, on_progress=report)
+    ranking = rank_by_goal(ranking, loaded.model)
+    rows = [candidate.row() for candidate in ranking.candidates]
+    if run is not None:
+        formats = parse_formats(",".join(options.formats))
+        page = Page(measured, parse_wavelength(options.wavelength)) if options.report else None
+        rows = write_ranking(run, ranking, formats, page=page, on_progress=report)
+    folder = None if run is None else run.path
+    return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), folder)
+
+
+def _finished_result(run: RunFolder, samples: Sequence[Sample]) -> Result:
+    """The result of a run that was already complete, from its files."""
+    from crystalctl.io.ranked import read_candidates
+
+    summary = run.read_summary()
+    rows, aside = summary["structures"], summary["set_aside"]
+    candidates = read_candidates(run, rows, samples)
+    return Result(candidates, rows, aside, summary["n_samples"], run.path)
