@@ -108,8 +108,7 @@ def generate(
     ``allow_supergroup`` keeps structures that came out with more symmetry. ``minimize``,
     ``maximize``: a property; ``target``: "band_gap=1.5"; ``strength``: how hard to pull there, 1 as
     the weights advise. ``temperature``: above 1 groups, lattices, positions and elements are drawn
-    more evenly. See ``Options`` for the others.
-    Raises ``InputError`` for an impossible request.
+    more evenly. ``options``: see ``Options``. Raises ``InputError`` for an impossible request.
     """
     chosen = Options(**options)
     sizes = None if num_atoms is None else parse_atom_numbers(str(num_atoms))
@@ -127,8 +126,8 @@ def generate(
     symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     goal = parse_goal(minimize, maximize, target, strength)
-    request |= {} if goal is None else {"goal": asdict(goal)}
     check_temperature(temperature)
+    request |= {} if goal is None else {"goal": asdict(goal)}
     request |= {} if temperature == 1 else {"temperature": temperature}
 
     def plan(statistics: Statistics, model: Any) -> list[Sample]:

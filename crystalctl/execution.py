@@ -116,13 +116,12 @@ def run_request(
     check_wish(options, request.get("formulas", []))
     parse_formats(",".join(options.formats))
     measured = _measured(options)
-    if measured is not None:
-        request["xrd"] = measured.plain()
+    request |= {} if measured is None else {"xrd": measured.plain()}
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_folder(out, resume=options.resume)
-    aim = None if goal is None else goal.property
-    weights = choose_weights(request["task"], needs, options.model, options.weights, learnt=aim)
+    learnt = None if goal is None else goal.property
+    weights = choose_weights(request["task"], needs, options.model, options.weights, learnt=learnt)
 
     from crystalctl.checkpoint import load_model as load
     from crystalctl.data.statistics import Statistics
@@ -153,8 +152,18 @@ def run_request(
         return relaxed(draw_and_rank(), options)
     facts = {"command": sys.argv, "weights": loaded.name}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
+    return _into_folder(run, options, samples, draw_and_rank)
+
+
+def _into_folder(
+    run: RunFolder,
+    options: Options,
+    samples: Sequence[Sample],
+    draw_and_rank: Callable[..., Result],
+) -> Result:
+    """What ``draw_and_rank`` gives, kept in the run's folder; a finished run is read back."""
     if options.on_folder is not None:
-        options.on_folder(out)
+        options.on_folder(run.path)
     if run.finished:
         return relaxed(_finished_result(run, samples), options)
     try:
