@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -77,6 +78,8 @@ def _be_a_good_neighbour() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 fine, 1 unexpected, 2 a request that cannot be carried out."""
     _be_a_good_neighbour()
+    # pymatgen sorts formulas by electronegativity, and remarks that some elements have none.
+    warnings.filterwarnings("ignore", message="No Pauling electronegativity")
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Greek letters shows a ? in the table instead of losing the table.
