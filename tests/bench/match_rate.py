@@ -70,9 +70,11 @@ def targets_of(crystal: Crystals, k: int, source: TemplateSource | None) -> list
     return [chosen[i] for i in turns([votes for _, votes in ways], k)]
 
 
-def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> list[list[Crystals]]:
-    """``k`` samples for each crystal of ``truth``; same-size entries share batches."""
-    device = pick_device(options.device)
+def draw(
+    model: Any, truth: Crystals, steps: int | None, options: argparse.Namespace
+) -> list[list[Crystals]]:
+    """``options.k`` samples for each crystal of ``truth``; same-size entries share batches."""
+    device, k = pick_device(options.device), options.k
     source = Mixture(Memory.load(options.templates)) if options.templates else None
     wanted = [
         (pairs, row, repeat, target)
@@ -90,7 +92,7 @@ def draw(model: Any, truth: Crystals, k: int, options: argparse.Namespace) -> li
         batch = [item for item in batch if item[0] == pairs]
         stream = torch.tensor([row * 1000 + repeat for _, row, repeat, _ in batch], device=device)
         targets = [target for *_, target in batch]
-        crystals = model.sample(targets, NoiseSource(options.seed, stream), steps=options.steps)
+        crystals = model.sample(targets, NoiseSource(options.seed, stream), steps=steps)
         for (_, row, repeat, _), crystal in zip(batch, crystals.to("cpu").split(), strict=True):
             found[row][repeat] = crystal
         done += len(batch)
@@ -158,6 +160,32 @@ def report(rows: list[dict[str, Any]], k: int) -> dict[str, Any]:
     return table
 
 
+def measure(loaded: Any, test: Crystals, steps: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All numbers of ``options`` with ``steps`` sampling steps."""
+    start = time.monotonic()
+    guesses = draw(loaded.model, test, steps, options)
+    seconds = time.monotonic() - start
+    bare = [[without_symmetry(guess) for guess in row] for row in guesses]
+    truths = [without_symmetry(one) for one in test.split()]
+    jobs = list(zip(bare, truths, twins_of(test, options.train), strict=True))
+    with ProcessPoolExecutor(options.jobs) as pool:
+        rows = list(pool.map(judge, jobs, chunksize=4))
+    for row in rows:  # nothing was proposed for some
+        row["rms"] += [None] * (options.k - len(row["rms"]))
+        row["valid"] += [False] * (options.k - len(row["valid"]))
+    if options.rows:
+        options.rows.write_text(json.dumps(rows))
+    for path in options.merge:
+        rows += json.loads(path.read_text())
+    facts: dict[str, Any] = {"weights": options.weights, "sha256": loaded.sha256[:16]}
+    facts |= {"steps": steps, "calls": 2 * steps, "seconds_per_sample": seconds}
+    facts["seconds_per_sample"] = round(seconds / len(test) / options.k, 4)
+    facts["all"] = report(rows, options.k)
+    if options.train:
+        facts["without twins in training"] = report([r for r in rows if not r["leaked"]], options.k)
+    return facts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights")
@@ -166,7 +194,9 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="leave out the first of the shuffle")
     parser.add_argument("--shuffle-seed", type=int, default=0)
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument(
+        "--steps", type=int, nargs="*", help="several: the curve, a report for each"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--edges", type=int, default=8192)
@@ -190,29 +220,8 @@ def main() -> None:
         generator = torch.Generator().manual_seed(options.shuffle_seed)
         order = torch.randperm(len(test), generator=generator)
         test = test.index(order[options.skip : options.skip + options.entries])
-    start = time.monotonic()
-    guesses = draw(loaded.model, test, options.k, options)
-    seconds = time.monotonic() - start
-    bare = [[without_symmetry(guess) for guess in row] for row in guesses]
-    truths = [without_symmetry(one) for one in test.split()]
-    jobs = list(zip(bare, truths, twins_of(test, options.train), strict=True))
-    with ProcessPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(judge, jobs, chunksize=4))
-    for row in rows:  # nothing was proposed for some
-        row["rms"] += [None] * (options.k - len(row["rms"]))
-        row["valid"] += [False] * (options.k - len(row["valid"]))
-    if options.rows:
-        options.rows.write_text(json.dumps(rows))
-    for path in options.merge:
-        rows += json.loads(path.read_text())
-    steps = options.steps or loaded.model.config.sample_steps
-    facts: dict[str, Any] = {"weights": options.weights, "sha256": loaded.sha256[:16]}
-    facts |= {"steps": steps, "calls": 2 * steps, "seconds_per_sample": seconds}
-    facts["seconds_per_sample"] = round(seconds / len(test) / options.k, 4)
-    facts["all"] = report(rows, options.k)
-    if options.train:
-        facts["without twins in training"] = report([r for r in rows if not r["leaked"]], options.k)
-    print(json.dumps(facts, indent=1))
+    for steps in options.steps or [loaded.model.config.sample_steps]:
+        print(json.dumps(measure(loaded, test, steps, options), indent=1), flush=True)
 
 
 if __name__ == "__main__":

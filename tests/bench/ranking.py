@@ -237,7 +237,7 @@ def compute(options: argparse.Namespace) -> list[str]:
         for index in range(len(lines), len(test)):
             start = time.monotonic()
             one = test.index(torch.tensor([index]))
-            (guesses,) = draw(model, one, options.k, options)
+            (guesses,) = draw(model, one, options.steps, options)
             votes = votes_of(one, options.k, source)[: len(guesses)]
             row = {
                 "index": index + options.skip,
