@@ -33,6 +33,7 @@ OnProgress = Callable[[str, int, int], None]
 Planner = Callable[["LoadedModel", Load], list[Part]]
 """(the chosen model, how to load others) -> the samples that each model draws."""
 AUTO = "auto"
+"""The model of whoever does not name one."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def _parts(
     task: str, plan: Planner, options: Options, *, needs: set[str], goal: Goal | None
 ) -> tuple[list[Part], torch.device]:
     """The models that serve the request and what each draws, and on which device."""
-    aim = None if goal is None else goal.property
-    weights = choose_weights(task, needs, options.family, options.weights, learnt=aim)
+    learnt = None if goal is None else goal.property
+    weights = choose_weights(task, needs, options.family, options.weights, learnt=learnt)
 
     from crystalctl.checkpoint import load_model
     from crystalctl.models.device import pick_device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from crystalctl.crystal.batch import Crystals
 
 OnProgress = Callable[[str, int, int], None]
+_COUNTED = re.compile(r"(\S+) x(\d+)")
 _TRIED_MEMBERS = 20
 """Members of a group whose symmetry is looked at to choose the one that represents it."""
 
@@ -97,12 +99,8 @@ def counted(sources: Mapping[str, int]) -> str:
 
 
 def counts_of(text: str) -> Counter[str]:
-    """What ``counted`` was given."""
-    found: Counter[str] = Counter()
-    for part in text.split(", ") if text else []:
-        name, count = part.rsplit(" x", 1)
-        found[name] += int(count)
-    return found
+    """What ``counted`` was given; anything else counts as nothing."""
+    return Counter({name: int(count) for name, count in _COUNTED.findall(text)})
 
 
 def differing(texts: Iterable[str]) -> bool:

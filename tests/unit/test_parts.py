@@ -137,7 +137,7 @@ def test_sources_as_text() -> None:
     text = counted({"diffcsp": 1, "diffcsp_pp:retrieval": 7})
     assert text == "diffcsp_pp:retrieval x7, diffcsp x1"
     assert counts_of(text) == {"diffcsp_pp:retrieval": 7, "diffcsp": 1}
-    assert (counted({"": 4}), counts_of("")) == ("", {})
+    assert (counted({"": 4}), counts_of(""), counts_of("by hand")) == ("", {}, {})
     assert differing([text])
     assert differing(["diffcsp x1", "equicsp x2"])
     assert not differing(["diffcsp x1", "diffcsp x3", ""])
