@@ -45,13 +45,12 @@ def relaxed(result: Result, options: Options) -> Result:
         return result
     if not _asked(options):
         note = _why_not(n, options, default_calculator())
-        if note and options.on_note is not None:
-            options.on_note(note)
+        options.tell(note)
         if options.relax is False or note or options.xrd is not None:
             return result
     calculator = options.calculator or DEFAULT
-    if options.on_note is not None and options.relax is None:
-        options.on_note(f"relaxing {n} structures with {calculator}; --no-relax leaves it out")
+    if options.relax is None:
+        options.tell(f"relaxing {n} structures with {calculator}; --no-relax leaves it out")
     found = relax_all(
         result.folder,
         calculator=calculator,

@@ -12,14 +12,8 @@ from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, 
 from crystalctl.errors import InputError
 from crystalctl.execution import Options, Result, run_request
 from crystalctl.goals import parse_goal, with_goal
-from crystalctl.planning import (
-    Sample,
-    parse_atom_numbers,
-    parse_units,
-    plan_generate,
-    plan_predict,
-    plan_templates,
-)
+from crystalctl.parts import ONE_IN, Load, Part, plan_formulas, statistics_of
+from crystalctl.planning import parse_atom_numbers, parse_units, plan_generate
 from crystalctl.selection import check_temperature
 
 if TYPE_CHECKING:
@@ -42,10 +36,12 @@ def predict(
 ) -> Result:
     """Predict structures of one or several formulas: ``n`` samples for each, merged and ranked.
 
-    ``z``: "auto" or "1,2,4" reduced formula units; ``num_atoms``: atoms in the cell instead (of the
-    primitive cell within a ``spacegroup``, which is given as for ``generate``). ``templates``: a
-    prepared dataset whose structures propose templates. See ``Options`` for the others. Without
-    ``out`` nothing is written. Raises ``InputError`` for a request that cannot be carried out.
+    Without a model, weights or wish for symmetry, one sample in ten is drawn by a model that needs
+    no template. ``z``: "auto" or "1,2,4" reduced formula units; ``num_atoms``: atoms in the cell
+    instead (of the primitive cell within a ``spacegroup``, which is given as for ``generate``).
+    ``templates``: a prepared dataset whose structures propose templates. See ``Options`` for the
+    others. Without ``out`` nothing is written. Raises ``InputError`` for a request that cannot be
+    carried out.
     """
     chosen = Options(**options)
     wanted = _parse_formulas([formulas] if isinstance(formulas, str) else list(formulas))
@@ -66,20 +62,17 @@ def predict(
     symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
     request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     name = wanted[0].reduced + (f"-and-{len(wanted) - 1}-more" if len(wanted) > 1 else "")
-
-    def plan(statistics: Statistics, model: Any) -> list[Sample]:
-        if symmetry is None and not statistics.templates:
-            return plan_predict(wanted, n, statistics, units=units, num_atoms=num_atoms)
-        from crystalctl.composing import Own, knows_templates
-        from crystalctl.proposing import Mixture
-
-        own = templates is None and knows_templates(model)
-        source = Own(model) if own else Mixture.shipped(templates)
-        return plan_templates(
-            wanted, n, statistics, symmetry, source=source, units=units, num_atoms=num_atoms
-        )
-
     symmetric = symmetry is not None or templates is not None
+    plan = partial(
+        plan_formulas,
+        formulas=wanted,
+        n=n,
+        n_free=n // ONE_IN if chosen.automatic and not symmetric else 0,
+        symmetry=symmetry,
+        templates=templates,
+        units=units,
+        num_atoms=num_atoms,
+    )
     needs = {"composition"} | ({"space_group"} if symmetric else set())
     return run_request(request, plan, name, chosen, needs=needs)
 
@@ -130,18 +123,18 @@ def generate(
     request |= {} if goal is None else {"goal": asdict(goal)}
     request |= {} if temperature == 1 else {"temperature": temperature}
 
-    def plan(statistics: Statistics, model: Any) -> list[Sample]:
+    def plan(loaded: LoadedModel, load: Load) -> list[Part]:
+        statistics = statistics_of(loaded)
         kept = _kept_elements(allowed, excluded, statistics)
         if symmetry is None and not statistics.templates:
             plain = plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
-            return with_goal(plain, goal)
+            return [Part(loaded, with_goal(plain, goal))]
         from crystalctl.composing import plan_within
 
         within = partial(plan_within, num_atoms=sizes, elements=kept, temperature=temperature)
-        samples, note = within(model, n, statistics, symmetry, seed=chosen.seed)
-        if note and chosen.on_note is not None:
-            chosen.on_note(note)
-        return samples
+        samples, note = within(loaded.model, n, statistics, symmetry, seed=chosen.seed)
+        chosen.tell(note)
+        return [Part(loaded, samples)]
 
     return run_request(request, plan, "generated", chosen, needs=_needed(request), goal=goal)
 

@@ -23,6 +23,8 @@ from crystalctl.templating import MOST_ASSIGNMENTS, Chosen, Symmetry, draw_posit
 TRIES = 8
 """How often a template that cannot have its group is drawn anew."""
 ANY = tuple(range(1, 231))
+OWN = "own"
+"""Source of templates that the model itself proposes."""
 
 
 def knows_templates(model: Any) -> bool:
@@ -47,14 +49,14 @@ class Own:
         """Up to ``n`` templates with their probabilities, the likeliest first."""
         if rows is None:
             found = self.model.propose(composition, n, groups=groups)
-            return [(Chosen.of(orbits), p) for orbits, p in found]
+            return [(replace(Chosen.of(orbits), source=OWN), p) for orbits, p in found]
         ways = {
             canonical_orbits(way): way
             for way in islice(covers(rows, composition), MOST_ASSIGNMENTS)
         }
         exact = self.model.probabilities(composition, list(ways), groups=groups)
         ranked = sorted(zip(ways.values(), exact, strict=True), key=lambda item: -item[1])
-        return [(Chosen.of(way), p) for way, p in ranked[:n]]
+        return [(replace(Chosen.of(way), source=OWN), p) for way, p in ranked[:n]]
 
 
 def plan_within(

@@ -12,24 +12,28 @@ from typing import TYPE_CHECKING, Any
 from crystalctl.after import check_wish, relaxed
 from crystalctl.goals import check_goal, rank_by_goal
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
+from crystalctl.parts import Load, Part, numbered
 from crystalctl.planning import Sample
 from crystalctl.selection import check_family, check_numbers, check_steps, choose_weights
 
 if TYPE_CHECKING:
+    import torch
+
     from crystalctl.analysis.powder import Pattern
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
+    from crystalctl.crystal.batch import Crystals
     from crystalctl.crystal.goal import Goal
-    from crystalctl.data.statistics import Statistics
-    from crystalctl.parallel import Processes
     from crystalctl.relaxing import Relaxation
 
 MAX_SAMPLES = 1_000_000
 """Samples in one run (for each formula); they are planned in memory."""
 OnProgress = Callable[[str, int, int], None]
 """Called as ``on_progress(stage, done, total)``: sampling, comparing, diffraction, writing."""
-Planner = Callable[["Statistics", Any], list[Sample]]
-"""(statistics of the weights, their model) -> the samples to draw."""
+Planner = Callable[["LoadedModel", Load], list[Part]]
+"""(the chosen model, how to load others) -> the samples that each model draws."""
+AUTO = "auto"
+"""The model of whoever does not name one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Options:
     """What predict and generate have in common; see ``predict``."""
 
     model: str | None = None
+    """A family; None or "auto": the default, and for predictions a second one beside it."""
     weights: str | None = None
     steps: int | None = None
     seed: int = 0
@@ -89,6 +94,21 @@ class Options:
     on_note: Callable[[str], None] | None = None
     """Told what the user should know before the sampling starts."""
 
+    @property
+    def family(self) -> str | None:
+        """The one asked for, if any."""
+        return None if self.model == AUTO else self.model
+
+    @property
+    def automatic(self) -> bool:
+        """Whether neither a family nor weights are asked for."""
+        return self.family is None and self.weights is None
+
+    def tell(self, note: str) -> None:
+        """Pass a note on to the user; an empty one says nothing."""
+        if note and self.on_note is not None:
+            self.on_note(note)
+
 
 def _measured(options: Options) -> Pattern | None:
     """The pattern to rank by; a wrong wavelength is refused even without one."""
@@ -120,52 +140,37 @@ def run_request(
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_folder(out, resume=options.resume)
-    learnt = None if goal is None else goal.property
-    weights = choose_weights(request["task"], needs, options.model, options.weights, learnt=learnt)
-
-    from crystalctl.checkpoint import load_model as load
-    from crystalctl.data.statistics import Statistics
-    from crystalctl.models.device import pick_device
-    from crystalctl.parallel import Processes
-
-    device = pick_device(options.device)
-    loaded = load(weights, task=request["task"], family=options.model, device=device)
-    check_family(loaded.meta["family"], request["task"], needs)
-    check_steps(options.steps, loaded.meta["config"])
-    check_goal(goal, loaded.meta["family"], loaded.meta["config"])
-    samples = plan(Statistics.from_dict(loaded.meta["statistics"]), loaded.model)
+    parts, device = _parts(request["task"], plan, options, needs=needs, goal=goal)
     request |= {
         "seed": options.seed,
         "steps": options.steps,
-        "weights_sha256": loaded.sha256,
-        "family": loaded.meta["family"],
+        "weights_sha256": {part.family: part.loaded.sha256 for part in parts},
         "device": device.type,
         "formats": parse_formats(",".join(options.formats)),
     }
-    processes = Processes(options.jobs, str(weights), request["task"])
     draw_and_rank = partial(
-        _draw_and_rank, loaded, samples, options, device, processes=processes, measured=measured
+        _draw_and_rank, parts, options, device, task=request["task"], measured=measured
     )
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)
     if out is None:
         return relaxed(draw_and_rank(), options)
-    facts = {"command": sys.argv, "weights": loaded.name}
+    facts = {"command": sys.argv, "weights": [part.loaded.name for part in parts]}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
-    return _into_folder(run, options, samples, draw_and_rank)
+    return _into_folder(run, options, parts, draw_and_rank)
 
 
 def _into_folder(
     run: RunFolder,
     options: Options,
-    samples: Sequence[Sample],
+    parts: Sequence[Part],
     draw_and_rank: Callable[..., Result],
 ) -> Result:
     """What ``draw_and_rank`` gives, kept in the run's folder; a finished run is read back."""
     if options.on_folder is not None:
         options.on_folder(run.path)
     if run.finished:
-        return relaxed(_finished_result(run, samples), options)
+        return relaxed(_finished_result(run, _samples(parts)), options)
     try:
         return relaxed(draw_and_rank(run=run), options)
     except BaseException:
@@ -174,13 +179,34 @@ def _into_folder(
         raise
 
 
+def _parts(
+    task: str, plan: Planner, options: Options, *, needs: set[str], goal: Goal | None
+) -> tuple[list[Part], torch.device]:
+    """The models that serve the request and what each draws, and on which device."""
+    learnt = None if goal is None else goal.property
+    weights = choose_weights(task, needs, options.family, options.weights, learnt=learnt)
+
+    from crystalctl.checkpoint import load_model
+    from crystalctl.models.device import pick_device
+
+    device = pick_device(options.device)
+    load = partial(load_model, task=task, device=device)
+    loaded = load(weights, family=options.family)
+    check_family(loaded.meta["family"], task, needs)
+    check_steps(options.steps, loaded.meta["config"])
+    check_goal(goal, loaded.meta["family"], loaded.meta["config"])
+    parts = numbered(plan(loaded, load))
+    for part in parts[1:]:
+        check_steps(options.steps, part.loaded.meta["config"])
+    return parts, device
+
+
 def _draw_and_rank(
-    loaded: LoadedModel,
-    samples: Sequence[Sample],
+    parts: Sequence[Part],
     options: Options,
-    device: Any,
+    device: torch.device,
     *,
-    processes: Processes,
+    task: str,
     measured: Pattern | None,
     run: RunFolder | None = None,
 ) -> Result:
@@ -190,24 +216,14 @@ def _draw_and_rank(
     from crystalctl.analysis.ranking import rank_samples
     from crystalctl.io.ranked import Page, write_ranking
     from crystalctl.io.structures import parse_formats
-    from crystalctl.sampling import draw_exact
 
     report = options.on_progress or (lambda stage, done, total: None)
-    crystals = draw_exact(
-        loaded.model,
-        samples,
-        seed=options.seed,
-        steps=options.steps,
-        device=device,
-        run=run,
-        batch_size=options.batch_size,
-        processes=processes,
-        on_progress=report,
-    )
+    samples = _samples(parts)
+    crystals = _draw(parts, options, device, task=task, run=run, report=report)
     ranking = rank_samples(samples, crystals, on_progress=report)
     if measured is not None:
         ranking = rank_by_pattern(ranking, measured, on_progress=report)
-    ranking = rank_by_goal(ranking, loaded.model)
+    ranking = rank_by_goal(ranking, parts[0].loaded.model)
     rows = [candidate.row() for candidate in ranking.candidates]
     if run is not None:
         formats = parse_formats(",".join(options.formats))
@@ -215,6 +231,50 @@ def _draw_and_rank(
         rows = write_ranking(run, ranking, formats, page=page, on_progress=report)
     folder = None if run is None else run.path
     return Result(ranking.candidates, rows, ranking.set_aside(), len(samples), folder)
+
+
+def _draw(
+    parts: Sequence[Part],
+    options: Options,
+    device: torch.device,
+    *,
+    task: str,
+    run: RunFolder | None,
+    report: OnProgress,
+) -> dict[int, Crystals]:
+    """Crystals of all samples by number, drawn part after part."""
+    from crystalctl.parallel import Processes
+    from crystalctl.sampling import draw_exact, most_tiles
+
+    total = len(_samples(parts))
+    crystals: dict[int, Crystals] = {}
+    first_tile = 0
+    for part in parts:
+        share = len(part.samples)
+
+        def on_progress(stage: str, done: int, of: int, share: int = share) -> None:
+            unit = of // share
+            report(stage, len(crystals) * unit + done, total * unit)
+
+        drawn = draw_exact(
+            part.loaded.model,
+            part.samples,
+            seed=options.seed,
+            steps=options.steps,
+            device=device,
+            run=run,
+            batch_size=options.batch_size,
+            first_tile=first_tile,
+            processes=Processes(options.jobs, part.loaded.name, task),
+            on_progress=on_progress,
+        )
+        crystals.update(drawn)
+        first_tile += most_tiles(part.samples, device)
+    return crystals
+
+
+def _samples(parts: Sequence[Part]) -> list[Sample]:
+    return [sample for part in parts for sample in part.samples]
 
 
 def _finished_result(run: RunFolder, samples: Sequence[Sample]) -> Result:

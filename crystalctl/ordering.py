@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from crystalctl.analysis.hull import Hull
 from crystalctl.analysis.matching import group_duplicates
+from crystalctl.analysis.ranking import counted, counts_of
 from crystalctl.analysis.scoring import scores
 from crystalctl.analysis.symmetrise import Symmetric, symmetrise
 from crystalctl.io.collect import Row
@@ -58,7 +60,8 @@ def rank_rows(
     for lead, members in groups.items():
         shares = [rows[i].share for i in members]
         total = None if None in shares else sum(s for s in shares if s is not None)
-        facts[lead] |= {"count": len(members), "share": total}
+        drawn_by = sum((counts_of(rows[i].drawn_by) for i in members), Counter[str]())
+        facts[lead] |= {"count": len(members), "share": total, "drawn_by": counted(drawn_by)}
     _score([facts[lead] for lead in groups], hull)
     found: list[tuple[Facts, Symmetric | None]] = []
     for rank, lead in enumerate(sorted(groups, key=_place(facts, hull, by)), start=1):
@@ -103,6 +106,7 @@ def _place(
 def _facts(row: Row, done: Facts | None, hull: Hull | None) -> Facts:
     facts: Facts = {"rank": None, "id": row.id, "source": row.source, "formula": ""}
     facts |= {"group_before": "", "group": "", "count": None, "same_as": None, "file": ""}
+    facts |= {"drawn_by": row.drawn_by}
     if row.entry is None or done is None:
         return facts | {"reason": row.reason or "cannot be read"}
     before = structure_of(row)

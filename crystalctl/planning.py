@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from crystalctl.crystal.elements import Formula, name_of, reduced_key, symbol_of
@@ -46,10 +46,13 @@ class Sample:
     template: Chosen | None = None
     votes: float = 0.0
     """Its part of the votes for the template (``proposing``), shared by all samples of that
-    template; the sum over merged samples ranks before all else."""
+    template, or of what free samples have beside them (``parts``); the sum over merged samples
+    ranks before all else."""
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
     goal: Goal | None = None
+    source: str = ""
+    """The family that draws it and, after a colon, what proposed its template."""
 
     @property
     def stream(self) -> int:
@@ -295,7 +298,7 @@ def _ways(
             if symmetry is None
             else predict_templates(symmetry, composition, statistics, n)
         )
-        ways |= {way: 0.0 for way in others if way not in ways}
+        ways |= {replace(way, source="listed"): 0.0 for way in others if way not in ways}
     return dict(list(ways.items())[:n])
 
 

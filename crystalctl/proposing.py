@@ -7,6 +7,7 @@ reaches templates that no known structure has, and formulas for which nothing vo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -52,11 +53,12 @@ class Mixture:
         groups: Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[tuple[Chosen, float]]:
-        """As ``TemplateSource`` says."""
+        """As ``TemplateSource`` says; each names the source that gave it more."""
         voted = self.memory.propose(composition, MOST_ASSIGNMENTS, groups=groups, rows=rows)
         total = sum(votes for _, votes in voted) + GROUND
         written = {_form(chosen): chosen for chosen, _ in voted}
-        score = {_form(chosen): votes for chosen, votes in voted}
+        by_vote = {_form(chosen): votes for chosen, votes in voted}
+        score = dict(by_vote)
         if rows is None:
             found = {
                 canonical_orbits(orbits): probability
@@ -73,7 +75,16 @@ class Mixture:
         for form, probability in found.items():
             score[form] = score.get(form, 0.0) + PART * total * probability
         ranked = sorted(score.items(), key=lambda item: (-item[1], item[0]))[:n]
-        return [(written.get(form) or Chosen.of(form), votes) for form, votes in ranked]
+        return [
+            (
+                replace(
+                    written.get(form) or Chosen.of(form),
+                    source="retrieval" if 2 * by_vote.get(form, 0.0) >= votes else "proposer",
+                ),
+                votes,
+            )
+            for form, votes in ranked
+        ]
 
 
 def _form(chosen: Chosen) -> Orbits:

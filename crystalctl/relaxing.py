@@ -17,6 +17,7 @@ from typing import Any
 
 from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
 from crystalctl.analysis.hull import Hull
+from crystalctl.analysis.ranking import differing
 from crystalctl.analysis.relaxation import Relaxed, Settings, relax
 from crystalctl.analysis.scoring import TEMPERATURE_EV, check_order
 from crystalctl.analysis.symmetrise import Symmetric
@@ -248,6 +249,7 @@ def _labelled(result: Relaxation) -> Iterator[tuple[Any, Any, list[int], dict[st
 
 
 def _entries(found: Sequence[Found]) -> Iterator[Entry]:
+    tell = differing(row["drawn_by"] for row, _ in found)
     for row, symmetric in found:
         if symmetric is not None:
             yield Entry(
@@ -262,5 +264,8 @@ def _entries(found: Sequence[Found]) -> Iterator[Entry]:
                 e_hull_ev=row.get("e_hull_ev"),
                 group_before=row["group_before"],
                 moved_ang=row["rmsd_ang"],
-                extra={} if row["score_ev"] is None else {"score": row["score_ev"]},
+                extra={
+                    **({} if row["score_ev"] is None else {"score": row["score_ev"]}),
+                    **({"drawn by": row["drawn_by"]} if tell else {}),
+                },
             )

@@ -100,6 +100,7 @@ def draw_exact(
     samples: Sequence[Sample],
     *,
     device: torch.device,
+    first_tile: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **options: Any,
 ) -> dict[int, Crystals]:
@@ -108,9 +109,12 @@ def draw_exact(
     Up to ``REDRAWS`` times, each with its own random stream; what is left then is set aside by the
     ranking.
     """
-    found = draw(model, samples, device=device, on_progress=on_progress, **options)
+    first = first_tile
+    found = draw(
+        model, samples, device=device, first_tile=first, on_progress=on_progress, **options
+    )
     wrong = [s for s in samples if unwanted(s, found[s.number])]
-    first = len(tiles(samples, device.type))
+    first += len(tiles(samples, device.type))
     for attempt in range(1, REDRAWS + 1):
         if not wrong:
             break
@@ -120,6 +124,11 @@ def draw_exact(
         found |= new
         wrong = [s for s in wrong if unwanted(s, new[s.number])]
     return found
+
+
+def most_tiles(samples: Sequence[Sample], device: torch.device) -> int:
+    """How many numbers of tiles ``draw_exact`` may use."""
+    return (1 + REDRAWS) * len(tiles(samples, device.type))
 
 
 def unwanted(sample: Sample, crystal: Crystals) -> bool:

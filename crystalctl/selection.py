@@ -49,6 +49,13 @@ def choose_weights(
     return default_weights(task, shipped[0]["family"] if shipped else able[0])
 
 
+def choose_beside() -> str | None:
+    """The shipped weights that draw free of symmetry beside those of a prediction, if any."""
+    from crystalctl.checkpoint import available
+
+    return next((str(row["name"]) for row in available() if row.get("beside")), None)
+
+
 def _can(family: Family, task: str, needs: set[str]) -> bool:
     return task in family.tasks and needs <= family.accepts
 

@@ -10,7 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,13 +75,14 @@ class Symmetry:
 class Chosen:
     """A group and its positions, with the atomic number on each where it is prescribed.
 
-    ``cell``: as of ``Template``, where a model has drawn it.
+    ``cell``: as of ``Template``, where a model has drawn it. ``source``: who proposed it.
     """
 
     group: int
     rows: tuple[int, ...]
     species: tuple[int, ...] | None = None
     cell: tuple[float, ...] | None = None
+    source: str = field(default="", compare=False)
 
     @staticmethod
     def of(orbits: Sequence[tuple[int, int]]) -> Chosen:

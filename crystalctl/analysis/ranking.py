@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from crystalctl.crystal.batch import Crystals
 
 OnProgress = Callable[[str, int, int], None]
+_COUNTED = re.compile(r"(\S+) x(\d+)")
 _TRIED_MEMBERS = 20
 """Members of a group whose symmetry is looked at to choose the one that represents it."""
 
@@ -40,6 +42,8 @@ class Candidate:
     scores: Mapping[str, float] = field(default_factory=dict)
     votes: float = 0.0
     """For the templates of all its members, see ``Sample.votes``; 0 where nothing voted."""
+    source: str = ""
+    """Sources of its members and how many each gave, the most first."""
 
     @property
     def count(self) -> int:
@@ -61,6 +65,7 @@ class Candidate:
             "n_atoms": len(self.structure),
             "z": self.sample.z,
             "count": self.count,
+            "source": self.source,
             **({"votes": float(f"{self.votes:.6g}")} if self.votes else {}),
             **self.scores,
             "sample": self.sample.number,
@@ -85,6 +90,22 @@ class Ranking:
     def rank_of(self) -> dict[int, int]:
         """Rank of the candidate each valid sample was merged into, by sample number."""
         return {number: c.rank for c in self.candidates for number in c.members}
+
+
+def counted(sources: Mapping[str, int]) -> str:
+    """How many samples each source gave, as text: "diffcsp_pp:retrieval x7, diffcsp x1"."""
+    ordered = sorted(sources.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} x{count}" for name, count in ordered if name)
+
+
+def counts_of(text: str) -> Counter[str]:
+    """What ``counted`` was given; anything else counts as nothing."""
+    return Counter({name: int(count) for name, count in _COUNTED.findall(text)})
+
+
+def differing(texts: Iterable[str]) -> bool:
+    """Whether these texts of ``counted`` name more than one source."""
+    return len(set().union(*map(counts_of, texts))) > 1
 
 
 def rank_samples(
@@ -113,10 +134,13 @@ def rank_samples(
         members = [valid[i] for i in group]
         best, best_facts = _representative(members, facts)
         found.append((best, best_facts, tuple(s.number for s in members)))
-    votes_of = {s.number: s.votes for s in samples}
+    by_number = {s.number: s for s in samples}
 
     def votes(members: tuple[int, ...]) -> float:
-        return sum(votes_of[number] for number in members)
+        return sum(by_number[number].votes for number in members)
+
+    def sources(members: tuple[int, ...]) -> str:
+        return counted(Counter(by_number[number].source for number in members))
 
     def place(item: tuple[Sample, Facts, tuple[int, ...]]) -> tuple[float, ...]:
         sample, its, members = item
@@ -127,8 +151,18 @@ def rank_samples(
     for rank, (sample, its, numbers) in enumerate(found, start=1):
         assert its.symmetric is not None  # set by with_symmetry
         name = its.formula if sample.composition is None else sample.label
-        cell = its.structure, its.symmetric
-        candidates.append(Candidate(rank, sample, name, *cell, numbers, votes=votes(numbers)))
+        candidates.append(
+            Candidate(
+                rank,
+                sample,
+                name,
+                its.structure,
+                its.symmetric,
+                numbers,
+                votes=votes(numbers),
+                source=sources(numbers),
+            )
+        )
     return Ranking(candidates, samples, facts, crystals)
 
 

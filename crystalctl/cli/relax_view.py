@@ -14,21 +14,26 @@ if TYPE_CHECKING:
     from crystalctl.relaxing import Relaxation
 
 _SHOWN = 50
-_TEXT = ("formula", "before", "group")
+_TEXT = ("formula", "before", "group", "drawn by")
 
 
 def show_relaxation(result: Relaxation) -> None:
     """Ranked rows, what failed, and which energies these are."""
+    from crystalctl.analysis.ranking import differing
+
     ranked = [row for row in result.rows if row["rank"] is not None]
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ["rank", "formula", *(["before"] if result.moved else []), "group", "eV/atom"]
     names += ["E hull"] if result.reference else []
     names += ["score"] if _scored(ranked) else []
     names += ["gained", "moved Å"] if result.moved else []
-    for name in [*names, "count"]:
+    names += ["count"]
+    tell = differing(row["drawn_by"] for row in ranked)
+    for name in [*names, *(["drawn by"] if tell else [])]:
         table.add_column(name, justify="left" if name in _TEXT else "right")
     for row in ranked[:_SHOWN]:
         cells = _cells(row, result, scored=_scored(ranked))
+        cells += [row["drawn_by"]] if tell else []
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = ui.stdout()
     console.print(table)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crystalctl.execution import Result
 
 N = Annotated[int, typer.Option("--n", help="Samples to draw (for each formula).")]
-Model = Annotated[str | None, typer.Option(help="Model family, see `crystalctl models`.")]
+Model = Annotated[str | None, typer.Option(help="auto, or a family, see `crystalctl models`.")]
 Weights = Annotated[
     str | None, typer.Option(help="Name of shipped weights, or a .safetensors file.")
 ]

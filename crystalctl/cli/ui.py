@@ -123,6 +123,8 @@ def show_result(result: Result, *, command: str) -> None:
 
 
 def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
+    from crystalctl.analysis.ranking import differing
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "formula", "group"):
         table.add_column(name, justify="right" if name == "rank" else "left", no_wrap=True)
@@ -134,8 +136,10 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
         scores["xrd_similarity"] = "XRD"
     for title in scores.values():
         table.add_column(title, justify="right", no_wrap=True)
-    if files:
-        table.add_column("file", no_wrap=True)
+    words = ["source"] if differing(row.get("source", "") for row in rows) else []
+    words += ["file"] if files else []
+    for title in words:
+        table.add_column(title, no_wrap=True)
     for row in rows:
         cells = [
             str(row["rank"]),
@@ -146,8 +150,9 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
             f"{row['density']:.2f}",
             str(row["count"]),
             *(f"{row[name]:.3f}" for name in scores),
+            *(row[name] for name in words),
         ]
-        table.add_row(*(Text(cell) for cell in (*cells, *([row["file"]] if files else []))))
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -162,6 +167,8 @@ def show_models(rows: Sequence[Mapping[str, Any]], families: Sequence[Mapping[st
             table.add_row(*(Text(cell) for cell in _model_cells(row)))
         console.print(table)
         console.print("* = used unless --weights or --model says otherwise", style="dim")
+        if any(row.get("beside") for row in rows):
+            console.print("+ = draws a share of `predict` beside it", style="dim")
     else:
         console.print("no weights are shipped with this installation")
     console.print()
@@ -180,13 +187,15 @@ def show_models(rows: Sequence[Mapping[str, Any]], families: Sequence[Mapping[st
     console.print(table)
 
 
-_PLAIN_KEYS = ("name", "file", "family", "task", "data", "params", "size", "default", "sha256")
+_PLAIN_KEYS = frozenset(
+    ("name", "file", "family", "task", "data", "params", "size", "default", "beside", "sha256")
+)
 
 
 def _model_cells(row: Mapping[str, Any]) -> list[str]:
     measured = {k: v for k, v in row.items() if k not in _PLAIN_KEYS}
     return [
-        f"{row.get('name', '')}{' *' if row.get('default') else ''}",
+        f"{row.get('name', '')}{' *' if row.get('default') else ' +' * bool(row.get('beside'))}",
         str(row.get("family", "")),
         str(row.get("task", "")),
         str(row.get("data", "")),

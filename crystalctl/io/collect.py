@@ -33,6 +33,7 @@ class Row:
 
     ``rank``: place in its run's ranking, 0 = merged into another or unranked, None = no ranking.
     ``share``: of the votes of its run for its formula (of the samples, where nothing voted).
+    ``drawn_by``: sources of the samples it stands for, as the run's summary has them.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Row:
     reason: str = ""
     rank: int | None = None
     share: float | None = None
+    drawn_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Source:
     """Rank by sample number, of the samples that represent a ranked structure."""
     shares: dict[int, float] = field(default_factory=dict, hash=False)
     """And their shares of the votes, see ``Row``."""
+    drawn_by: dict[int, str] = field(default_factory=dict, hash=False)
+    """And where they came from."""
 
 
 def find_sources(paths: Sequence[Path | str]) -> list[Source]:
@@ -112,16 +116,17 @@ def _known(path: Path) -> bool:
 
 def _run(folder: Path) -> Source:
     """A run of ours: all its samples, and which of them stand for a ranked structure."""
-    task, ranked, shares = "", {}, {}
+    task, ranked, shares, drawn_by = "", {}, {}, {}
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         task = str(manifest["request"]["task"])
         rows = json.loads((folder / "summary.json").read_text("utf-8"))["structures"]
         ranked = {int(row["sample"]): int(row["rank"]) for row in rows}
         shares = _shares(rows)
+        drawn_by = {int(row["sample"]): str(row.get("source", "")) for row in rows}
     except (OSError, ValueError, KeyError, TypeError):  # an unfinished or damaged run has no ranks
         pass
-    return Source(folder.resolve().name, (folder / RAW,), folder, task, ranked, shares)
+    return Source(folder.resolve().name, (folder / RAW,), folder, task, ranked, shares, drawn_by)
 
 
 def _shares(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
@@ -163,7 +168,12 @@ def read_source(source: Source, *, jobs: int = 1, on_step: OnStep | None = None)
 def _ranked(row: Row, source: Source) -> Row:
     sample = None if row.entry is None else row.entry.labels.get("sample")
     number = -1 if sample is None else int(sample)
-    return replace(row, rank=source.ranked.get(number, 0), share=source.shares.get(number))
+    return replace(
+        row,
+        rank=source.ranked.get(number, 0),
+        share=source.shares.get(number),
+        drawn_by=source.drawn_by.get(number, ""),
+    )
 
 
 def _raw_rows(path: Path, base: Path, scratch: Path) -> Iterator[RawRow | Row]:

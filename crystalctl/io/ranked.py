@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crystalctl.analysis.ranking import Candidate, Ranking
+from crystalctl.analysis.ranking import Candidate, Ranking, differing
 from crystalctl.analysis.symmetrise import symmetrise
 from crystalctl.io.results import RAW, REPORT, RunFolder, file_safe
 from crystalctl.io.structures import FORMATS, extxyz_text, read_extxyz, structure_text
@@ -70,6 +70,7 @@ def write_ranking(
 def _report(run: RunFolder, ranking: Ranking, rows: Sequence[Mapping[str, Any]], page: Page) -> str:
     from crystalctl.evaluation.report import Entry, Report, page_html
 
+    tell = differing(candidate.source for candidate in ranking.candidates)
     entries = [
         Entry(
             rank=candidate.rank,
@@ -81,6 +82,7 @@ def _report(run: RunFolder, ranking: Ranking, rows: Sequence[Mapping[str, Any]],
             count=candidate.count,
             xrd_similarity=row.get("xrd_similarity"),
             xrd_scale=row.get("xrd_scale"),
+            extra={"source": candidate.source} if tell else {},
         )
         for candidate, row in zip(ranking.candidates, rows, strict=True)
     ]
@@ -133,6 +135,7 @@ def read_candidates(
             tuple(row["members"]),
             {name: row[name] for name in SCORES if name in row},
             row.get("votes", 0.0),
+            row.get("source", ""),
         )
         for row in rows
     ]
@@ -151,6 +154,7 @@ def _raw_text(ranking: Ranking) -> str:
             "rank": ranks.get(sample.number, 0),
             "valid": facts.valid,
             "reason": facts.reason or "-",
+            "source": sample.source or "-",
         }
         rows.append((one.lattice[0].double().numpy(), one.frac.double().numpy(), species, info))
     return extxyz_text(rows)

@@ -30,7 +30,7 @@ _CELL = ("a", "b", "c", "alpha", "beta", "gamma", "density", "n_atoms")
 COLUMNS = (
     *("rank", "formula", "space_group", "space_group_number"),
     *_CELL,
-    *("z", "count", "sample", "symprec", "file"),
+    *("z", "count", "source", "sample", "symprec", "file"),
 )
 """Columns of summary.csv: lengths in Å, angles in degrees, density in g/cm³. Scores by which the
 candidates were ranked stand before the last one."""

@@ -34,7 +34,7 @@ class TestRunFolder:
         summary = json.loads((folder / "summary.json").read_text())
         rows = list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
         assert manifest["status"] == "finished"
-        assert manifest["request"]["weights_sha256"] == "sha-of-fake-predict"
+        assert manifest["request"]["weights_sha256"] == {"diffcsp": "sha-of-fake-predict"}
         assert {"torch", "pymatgen", "spglib", "crystalctl"} <= set(manifest["versions"])
         assert not (folder / "partial").exists()
         first = rows[0]
@@ -72,6 +72,12 @@ class TestRunFolder:
         printed = json.loads(done.out)
         assert printed["n_samples"] == 6
         assert printed["structures"][0]["formula"] == "NaCl"
+
+    def test_the_default_by_its_name(self, run_cli) -> None:
+        one = json.loads(run_cli("predict", "-f", "NaCl", "--n", 6, "--json").out)
+        other = run_cli("predict", "-f", "NaCl", "--n", 6, "--model", "auto", "--json")
+        assert json.loads(other.out)["structures"] == one["structures"]
+        assert {row["source"].split(" x")[0] for row in one["structures"]} == {"diffcsp"}
 
     def test_table(self, run_cli) -> None:
         done = run_cli("predict", "-f", "NaCl", "--n", 20)

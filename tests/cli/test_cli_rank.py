@@ -12,6 +12,7 @@ from pymatgen.core import Lattice, Structure
 pytestmark = pytest.mark.filterwarnings("ignore")
 MORSE = ("--calculator", "springs:morse")
 BARE = ("--no-elements",)
+FREE, VOTED = "diffcsp x1", "diffcsp_pp:retrieval x2, diffcsp_pp:proposer x1"
 
 
 def cell(a: float, *species: str) -> Structure:
@@ -148,8 +149,8 @@ def voted(tmp_path: Path) -> Path:
     (run / "structures.extxyz").write_text(extxyz_text(raw))
     (run / "manifest.json").write_text(json.dumps({"request": {"task": "predict"}}))
     rows = [
-        {"rank": k, "sample": k, "formula": "CsCl", "votes": v, "count": 1}
-        for k, v in ((1, 0.0001), (2, 0.9), (3, 0.0999))
+        {"rank": k, "sample": k, "formula": "CsCl", "votes": v, "count": 1, "source": s}
+        for k, v, s in ((1, 0.0001, FREE), (2, 0.9, VOTED), (3, 0.0999, VOTED))
     ]
     (run / "summary.json").write_text(json.dumps({"structures": rows}))
     return run
@@ -171,6 +172,10 @@ def test_our_runs_are_ranked_by_score_and_on_request_by_energy(voted: Path, run_
     given = [float(row["score_ev"]) for row in plain]
     assert given == pytest.approx(scores(energies, shares))
     assert "ranked by energy" in done.out
+    by_share = sorted(plain, key=lambda row: float(row["share"]))
+    assert [row["drawn_by"] for row in by_share] == [FREE, VOTED, VOTED]
+    assert "drawn by" in done.out
+    assert VOTED in done.out
     # Energies differ by some eV here: the weight must be as large to matter.
     done = run_cli(*args, "--resume")
     assert done.code == 0, done.err

@@ -67,6 +67,7 @@ ABOVE = {
     "likelihoods",
     "ordering",
     "overview",
+    "parts",
     "relaxing",
     "sampling",
     "selection",

@@ -217,6 +217,20 @@ def test_votes_and_probabilities_add_up_and_the_voted_setting_stays(proposer, mo
     assert found[voted] == pytest.approx(2 + proposing.PART * 2.05 * probability)
     assert max(found, key=lambda chosen: found[chosen]) == voted
     assert len(found) == 10
+    assert {chosen.source for chosen in found if chosen != voted} == {"proposer"}
+    assert [chosen.source for chosen in found if chosen == voted] == ["retrieval"]
+
+
+def test_a_template_is_from_who_gave_it_more(proposer, monkeypatch) -> None:
+    voted = Chosen.of(orbits(221, "1a,1b,3d", [38, 22, 8]))
+    form = canonical_orbits(zip(voted.rows, voted.species, strict=True))
+    (probability,) = proposer.probabilities(PEROVSKITE, [form], groups=[221])
+    part = proposing.PART * proposing.GROUND * probability
+    where = {"groups": [221], "rows": voted.rows}
+    for votes, source in ((part / 2, "proposer"), (2 * part, "retrieval")):
+        found = mixture({voted: votes}, proposer, monkeypatch).propose(PEROVSKITE, 10, **where)
+        assert [chosen.source for chosen, _ in found if chosen == voted] == [source]
+        assert len(found) == 2
 
 
 def test_prescribed_positions_are_kept_as_they_were_asked_for(proposer, monkeypatch) -> None:
