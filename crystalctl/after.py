@@ -10,6 +10,7 @@ from crystalctl.analysis.scoring import check_order
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
+    from crystalctl.cluster import Cluster
     from crystalctl.execution import Options, Result
 
 MOST = 100
@@ -35,7 +36,7 @@ def check_wish(options: Options, formulas: Sequence[str]) -> None:
         Hull.load(options.hull, calculator=potential.name).check(formulas)
 
 
-def relaxed(result: Result, options: Options) -> Result:
+def relaxed(result: Result, options: Options, cluster: Cluster | None = None) -> Result:
     """The result with its candidates relaxed, where that is asked for, or is the default."""
     from crystalctl.analysis.energy import DEFAULT, default_calculator
     from crystalctl.relaxing import relax_all
@@ -59,6 +60,7 @@ def relaxed(result: Result, options: Options) -> Result:
         by=options.rank_by,
         out=result.folder / FOLDER,
         resume=True,
+        cluster=cluster,
         on_progress=options.on_progress,
     )
     return replace(result, relaxed=found)

@@ -63,7 +63,7 @@ def match_all(ours: Set, theirs: Set, pairing: Pairing, workers: Workers) -> tup
     # Pairs with as many atoms of each element are searched together, whatever the elements.
     pairs.sort(key=lambda pair: sorted(n for _, n in ours_at[pair[0]].content))
     tasks = []
-    size = min(_PAIRS, max(_LEAST, len(pairs) // (8 * workers.jobs)))
+    size = min(_PAIRS, max(_LEAST, len(pairs) // (8 * workers.at_once)))
     for part in _parts(pairs, size):
         some, others = sorted({i for i, _ in part}), sorted({j for _, j in part})
         structures = [(i, ours_at[i]) for i in some]
@@ -122,7 +122,7 @@ def _distinct(cells: Sequence[Numbered], workers: Workers, stage: str) -> dict[i
     for start in range(0, len(cells), _ROUND):
         part = cells[start : start + _ROUND]
         if leaders:
-            size = max(1, _ROUND // (4 * workers.jobs))
+            size = max(1, _ROUND // (4 * workers.at_once))
             tasks = [Task("met", some, leaders) for some in _parts(part, size)]
             for answer in workers.map(compare, tasks, "", least=2):
                 first.update(answer)

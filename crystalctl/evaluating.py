@@ -18,6 +18,7 @@ from typing import Any
 from crystalctl.analysis.comparing import Compared
 from crystalctl.analysis.described import Described, Wanted
 from crystalctl.analysis.fingerprints import default_cache
+from crystalctl.cluster import cluster_of
 from crystalctl.comparisons import MAX_PAIRS, match_all, sort_out
 from crystalctl.errors import InputError
 from crystalctl.evaluation import summary
@@ -61,6 +62,7 @@ def evaluate(
     cache: str | Path | None = None,
     out: str | Path | None = None,
     jobs: int | None = None,
+    cluster: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Judge the structures of each path: validity, prediction or generation metrics.
@@ -68,7 +70,8 @@ def evaluate(
     ``reference``: what predictions should match or generated structures resemble; ``train``: what
     they must not repeat to be novel (default: the reference). ``task``: "predict", "generate" or
     "auto". ``k``: further values for best-of-k. ``fingerprints``: the slow site fingerprints of
-    coverage and of the published gate, kept in ``cache``. Nothing is written without ``out``.
+    coverage and of the published gate, kept in ``cache``. ``cluster``: describe and compare as
+    tasks of Ray, "local" or an address. Nothing is written without ``out``.
     Raises ``InputError`` where there is nothing to judge or the reference has none of the formulas.
     """
     cutoffs = benchmark(benchmark_name)
@@ -80,7 +83,8 @@ def evaluate(
     folder = None if out is None else _checked(Path(out))
     wanted = Wanted(fingerprints, default_cache() if cache is None else Path(cache), _has_smact())
     with ExitStack() as stack:
-        workers = Workers(jobs or os.cpu_count() or 1, stack, on_progress)
+        there = stack.enter_context(cluster_of(cluster, jobs))
+        workers = Workers(jobs or os.cpu_count() or 1, stack, on_progress, there)
         runs = [(source, gather(source, workers, wanted)) for source in sources]
         _refuse_unreadable(runs)
         theirs = None if reference is None else gather_reference(reference, workers, wanted)

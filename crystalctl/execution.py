@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from crystalctl.analysis.powder import Pattern
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
+    from crystalctl.cluster import Cluster
     from crystalctl.crystal.batch import Crystals
     from crystalctl.crystal.goal import Goal
     from crystalctl.relaxing import Relaxation
@@ -70,6 +71,8 @@ class Options:
     batch_size: int | None = None
     jobs: int | None = None
     """Processes that sample on the CPU, where there is enough to do; None: one for each core."""
+    cluster: str | None = None
+    """Draw and relax as tasks of Ray: "local" (``jobs`` workers here), or a cluster's address."""
     xrd: Path | str | None = None
     """A measured powder pattern: candidates are ranked by their similarity to it."""
     wavelength: str | float = "CuKa"
@@ -130,6 +133,22 @@ def run_request(
     goal: Goal | None = None,
 ) -> Result:
     """Check everything that can be checked cheaply, load the weights, sample, analyse, write."""
+    from crystalctl.cluster import cluster_of
+
+    with cluster_of(options.cluster, options.jobs) as cluster:
+        return _carry_out(request, plan, name, options, needs=needs, goal=goal, cluster=cluster)
+
+
+def _carry_out(
+    request: dict[str, Any],
+    plan: Planner,
+    name: str,
+    options: Options,
+    *,
+    needs: set[str],
+    goal: Goal | None,
+    cluster: Cluster | None,
+) -> Result:
     from crystalctl.io.structures import parse_formats
 
     check_numbers(request["n"], options, MAX_SAMPLES)
@@ -149,15 +168,21 @@ def run_request(
         "formats": parse_formats(",".join(options.formats)),
     }
     draw_and_rank = partial(
-        _draw_and_rank, parts, options, device, task=request["task"], measured=measured
+        _draw_and_rank,
+        *(parts, options, device),
+        task=request["task"],
+        measured=measured,
+        cluster=cluster,
     )
+    if cluster is not None:
+        cluster.connect()
     if out is None and options.default_out:
         out = default_folder(file_safe(name), request if options.resume else None)
     if out is None:
-        return relaxed(draw_and_rank(), options)
+        return draw_and_rank()
     facts = {"command": sys.argv, "weights": [part.loaded.name for part in parts]}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
-    return _into_folder(run, options, parts, draw_and_rank)
+    return relaxed(_into_folder(run, options, parts, draw_and_rank), options, cluster)
 
 
 def _into_folder(
@@ -170,9 +195,9 @@ def _into_folder(
     if options.on_folder is not None:
         options.on_folder(run.path)
     if run.finished:
-        return relaxed(_finished_result(run, _samples(parts)), options)
+        return _finished_result(run, _samples(parts))
     try:
-        return relaxed(draw_and_rank(run=run), options)
+        return draw_and_rank(run=run)
     except BaseException:
         if not run.finished:
             run.interrupted()
@@ -189,8 +214,9 @@ def _parts(
     from crystalctl.checkpoint import load_model
     from crystalctl.models.device import pick_device
 
-    device = pick_device(options.device)
-    load = partial(load_model, task=task, device=device)
+    elsewhere = options.cluster is not None
+    device = pick_device(options.device, elsewhere=elsewhere)
+    load = partial(load_model, task=task, device="cpu" if elsewhere else device)
     loaded = load(weights, family=options.family)
     check_family(loaded.meta["family"], task, needs)
     check_steps(options.steps, loaded.meta["config"])
@@ -208,6 +234,7 @@ def _draw_and_rank(
     *,
     task: str,
     measured: Pattern | None,
+    cluster: Cluster | None,
     run: RunFolder | None = None,
 ) -> Result:
     """Sample, judge and rank; write everything where there is a run folder."""
@@ -219,7 +246,7 @@ def _draw_and_rank(
 
     report = options.on_progress or (lambda stage, done, total: None)
     samples = _samples(parts)
-    crystals = _draw(parts, options, device, task=task, run=run, report=report)
+    crystals = _draw(parts, options, device, task=task, run=run, cluster=cluster, report=report)
     ranking = rank_samples(samples, crystals, on_progress=report)
     if measured is not None:
         ranking = rank_by_pattern(ranking, measured, on_progress=report)
@@ -240,6 +267,7 @@ def _draw(
     *,
     task: str,
     run: RunFolder | None,
+    cluster: Cluster | None,
     report: OnProgress,
 ) -> dict[int, Crystals]:
     """Crystals of all samples by number, drawn part after part."""
@@ -265,7 +293,7 @@ def _draw(
             run=run,
             batch_size=options.batch_size,
             first_tile=first_tile,
-            processes=Processes(options.jobs, part.loaded.name, task),
+            processes=Processes(options.jobs, part.loaded.name, task, cluster),
             on_progress=on_progress,
         )
         crystals.update(drawn)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crystalctl.analysis.described import Described, Wanted, describe_all
 from crystalctl.analysis.reduction import Cell
@@ -17,6 +17,9 @@ from crystalctl.errors import InputError
 from crystalctl.evaluation import summary
 from crystalctl.evaluation.pairing import Side
 from crystalctl.io.collect import KINDS, Row, Source, dataset_rows, find_sources, read_source
+
+if TYPE_CHECKING:
+    from crystalctl.cluster import Cluster
 
 OnProgress = Callable[[str, int, int], None]
 """Called as ``on_progress(stage, done, total)``: reading, describing or comparing."""
@@ -55,12 +58,24 @@ class Set:
 
 
 class Workers:
-    """Maps over many items in worker processes, started with the first work worth it."""
+    """Maps over many items in ``jobs`` worker processes, started with the first work worth it.
 
-    def __init__(self, jobs: int, stack: ExitStack, on_progress: OnProgress | None) -> None:
+    Or in tasks of a ``cluster``; the processes then only read files, which are here.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        stack: ExitStack,
+        on_progress: OnProgress | None,
+        cluster: Cluster | None = None,
+    ) -> None:
         self.jobs = jobs
         self._stack, self.report = stack, on_progress
         self._pool: Any = None
+        self._cluster = cluster
+        self.at_once = jobs if cluster is None else cluster.slots()
+        """Items that are worked on at once."""
 
     def map(
         self,
@@ -76,7 +91,9 @@ class Workers:
         without a name for it.
         """
         results: Any = map(work, items)
-        if self.jobs > 1 and len(items) >= (least if self._pool is None else 2):
+        if self._cluster is not None and len(items) > 1:
+            results = self._cluster.map(work, items)
+        elif self.jobs > 1 and len(items) >= (least if self._pool is None else 2):
             if self._pool is None:
                 from crystalctl.symmetry.workers import worker_pool
 

@@ -1,6 +1,6 @@
-"""Tiles drawn in several processes, for the CPU.
+"""Tiles drawn in several processes of this machine, or as tasks of a cluster.
 
-Networks and tiles are small there: a second thread gains little on free cores and costs much on
+On a CPU networks and tiles are small: a second thread gains little on free cores and costs much on
 busy ones, a second process draws twice as much. Each has the weights from their file, and one
 thread.
 """
@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +26,9 @@ from crystalctl.drawn import crystals_of, draw_tile, tensors_of
 from crystalctl.errors import CrystalctlError
 from crystalctl.planning import Sample
 from crystalctl.symmetry.workers import start_worker, worker_pool
+
+if TYPE_CHECKING:
+    from crystalctl.cluster import Cluster
 
 Tile = tuple[int, list[Sample]]
 """Number and samples."""
@@ -35,11 +41,12 @@ _LOOK_S = 0.2
 
 @dataclass(frozen=True)
 class Processes:
-    """How many (None: one for each core), and the weights they load."""
+    """How many (None: one for each core), and the weights they load; or a cluster instead."""
 
     jobs: int | None
     weights: str
     task: str
+    cluster: Cluster | None = None
 
     @property
     def count(self) -> int:
@@ -128,3 +135,57 @@ def _draw(tile: list[Sample], options: dict[str, Any]) -> dict[str, torch.Tensor
     device = torch.device("cpu")
     drawn = draw_tile(_Worker.model, tile, device=device, on_done=on_done, **options)
     return tensors_of(drawn, tile)
+
+
+def draw_on_cluster(
+    processes: Processes,
+    left: Sequence[Tile],
+    options: dict[str, Any],
+    on_units: Callable[[int], None],
+    *,
+    device: torch.device,
+) -> Iterator[tuple[Tile, Crystals]]:
+    """As ``draw_tiles``, by tasks of ``processes.cluster`` on devices like ``device``.
+
+    The weights travel as the content of their file, which the workers need not have.
+    """
+    from crystalctl.checkpoint import resolve
+
+    assert processes.cluster is not None
+    work = partial(_draw_task, options=options)
+    content = resolve(processes.weights).read_bytes()
+    drawn = processes.cluster.run(
+        work,
+        left,
+        prepare=_prepare,
+        given=(content, processes.task, device.type),
+        gpu=device.type != "cpu",
+        on_units=on_units,
+    )
+    for tile, tensors in drawn:
+        yield tile, crystals_of(tensors)
+
+
+def _prepare(given: tuple[bytes, str, str]) -> tuple[Any, torch.device]:
+    from crystalctl.checkpoint import load_model
+    from crystalctl.models.device import pick_device
+
+    content, task, kind = given
+    device = pick_device(kind)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.safetensors"
+        file.write_bytes(content)
+        return load_model(str(file), task=task, device=device).model, device
+
+
+def _draw_task(
+    prepared: tuple[Any, torch.device],
+    item: Tile,
+    report: Callable[[int], None],
+    *,
+    options: dict[str, Any],
+) -> dict[str, torch.Tensor]:
+    model, device = prepared
+    with one_thread(device):
+        drawn = draw_tile(model, item[1], device=device, on_done=report, **options)
+    return tensors_of(drawn, item[1])

@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
 from crystalctl.analysis.hull import Hull
@@ -26,6 +27,9 @@ from crystalctl.evaluation.report import Entry, Report, write_report
 from crystalctl.io.collect import KINDS, Row, find_sources, read_source
 from crystalctl.io.structures import extxyz_text, structure_text, write_atomic
 from crystalctl.ordering import rank_rows, structure_of, symbol_of
+
+if TYPE_CHECKING:
+    from crystalctl.cluster import Cluster
 
 DONE, SETTINGS, REPORT = "done.jsonl", "settings.json", "report.html"
 STRUCTURES = "structures.extxyz"
@@ -64,6 +68,7 @@ def relax_all(
     by: str = "score",
     out: str | Path | None = None,
     resume: bool = False,
+    cluster: Cluster | None = None,
     on_progress: OnProgress | None = None,
 ) -> Relaxation:
     """Relax cell and positions of every structure and rank each formula's ``by`` score or energy.
@@ -72,15 +77,16 @@ def relax_all(
     into them. Without ``move`` structures stay as they are. With a ``hull`` (see
     ``analysis/hull.py``) all formulas are ranked together by energy above it. Results go to ``out``
     (default: NAME-relaxed or NAME-ranked beside the input); what is done is kept as it comes, and
-    ``resume`` continues there. Raises ``InputError`` for input without a structure, a calculator or
-    hull that cannot serve, a folder in use, other settings than those of the run to be resumed.
+    ``resume`` continues there. A ``cluster`` relaxes in its workers, which need the calculator.
+    Raises ``InputError`` for input without a structure, a calculator or hull that cannot serve, a
+    folder in use, other settings than those of the run to be resumed.
     """
     check_order(by)
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for source in find_sources(given) for row in read_source(source) if row.rank != 0]
     if not any(row.entry for row in rows):
         raise InputError("none of the structures can be read", f"give {KINDS}")
-    potential = load_potential(calculator, device)
+    potential = load_potential(calculator, device if cluster is None else "cpu")
     reference = None if hull is None else Hull.load(hull, calculator=potential.name)
     if reference is not None:
         reference.check(
@@ -90,10 +96,14 @@ def relax_all(
     # One step is one call at the place where a structure is: its energy, nothing moved.
     how = how if move else replace(how, max_steps=1)
     verb = "relaxed" if move else "ranked"
+    way = partial(relax, potential)
+    if cluster is not None:
+        cluster.connect()
+        way = partial(_relax_there, cluster, (calculator, device), potential.batch)
     folder = Path(out) if out is not None else _beside(Path(given[0]), verb)
     known = {"verb": verb, "calculator": potential.name, **how.plain(), **_digest(rows)}
     done = _claim(folder, known, resume=resume)
-    _relax_missing(folder, rows, done, potential, how, on_progress)
+    _relax_missing(folder, rows, done, partial(way, settings=how), on_progress)
     found = rank_rows(rows, done, hull=reference, by=by, on_progress=on_progress)
     _remove_old(folder, verb)
     structures = _write_structures(folder, found)
@@ -171,8 +181,7 @@ def _relax_missing(
     folder: Path,
     rows: Sequence[Row],
     done: dict[int, dict[str, Any]],
-    potential: Potential,
-    settings: Settings,
+    way: Callable[[Sequence[Any]], Iterator[tuple[int, Relaxed]]],
     on_progress: OnProgress | None,
 ) -> None:
     """Relax what is not done, smallest first so that batches are alike; note each at once."""
@@ -182,7 +191,7 @@ def _relax_missing(
     with (folder / DONE).open("a") as notes:
         if notes.tell():
             notes.write("\n")  # ends a line that was cut
-        for count, (place, result) in enumerate(relax(potential, structures, settings), start=1):
+        for count, (place, result) in enumerate(way(structures), start=1):
             one = {"index": todo[place], **_plain(result)}
             done[todo[place]] = one
             notes.write(json.dumps(one) + "\n")
@@ -190,6 +199,35 @@ def _relax_missing(
             os.fsync(notes.fileno())
             if on_progress is not None:
                 on_progress("relaxing", count, len(todo))
+
+
+def _relax_there(
+    cluster: Cluster,
+    calculator: tuple[str, str],
+    batch: int,
+    structures: Sequence[Any],
+    settings: Settings,
+) -> Iterator[tuple[int, Relaxed]]:
+    """As ``relax``, in tasks of a ``cluster``; ``calculator``: its name, and where it computes."""
+    gpu = calculator[1] != "cpu"
+    # Two batches fill a network call nearly always; several tasks a worker even out the load.
+    size = max(1, min(2 * batch, len(structures) // (4 * cluster.slots(gpu=gpu))))
+    parts = [range(k, k + size)[: len(structures) - k] for k in range(0, len(structures), size)]
+    tasks = ((part, [structures[i] for i in part]) for part in parts)
+    work = partial(_relax_task, settings=settings)
+    done = cluster.run(work, tasks, prepare=_potential, given=calculator, gpu=gpu)
+    for (part, _), results in done:
+        yield from ((part[place], result) for place, result in results)
+
+
+def _potential(calculator: tuple[str, str]) -> Potential:
+    return load_potential(*calculator)
+
+
+def _relax_task(
+    potential: Potential, item: tuple[Any, list[Any]], _: Any, *, settings: Settings
+) -> list[tuple[int, Relaxed]]:
+    return list(relax(potential, item[1], settings))
 
 
 def _plain(result: Relaxed) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from crystalctl.analysis.exact import found_group, orbit_cell
 from crystalctl.analysis.validity import invalid_reason
 from crystalctl.crystal.batch import Crystals
 from crystalctl.drawn import UNITS, crystals_of, draw_tile, tensors_of
-from crystalctl.parallel import Processes, Tile, draw_tiles, one_thread, worth_it
+from crystalctl.parallel import (
+    Processes,
+    Tile,
+    draw_on_cluster,
+    draw_tiles,
+    one_thread,
+    worth_it,
+)
 from crystalctl.planning import Sample
 from crystalctl.tiles import tiles
 
@@ -41,8 +48,8 @@ def draw(
     Tiles that ``run`` already holds are read back. ``batch_size`` only limits how many are drawn at
     once; ``first_tile`` numbers the tiles of the run. On the CPU tiles are shared out to
     ``processes`` where there is enough to do; with one thread each, here too, so that neither the
-    number of processes nor that of cores changes a bit. Raises ``CrystalctlError`` when one crystal
-    alone does not fit into memory.
+    number of processes nor that of cores changes a bit; nor does a cluster, which is given all
+    tiles there are. Raises ``CrystalctlError`` when one crystal alone does not fit into memory.
     """
     total = UNITS * len(samples)
     found: dict[int, Crystals] = {}
@@ -63,7 +70,9 @@ def draw(
         on_progress("sampling", before + done, total)
 
     options = {"seed": seed, "steps": steps, "width": batch_size}
-    if processes is not None and device.type == "cpu" and worth_it(processes, left, steps):
+    if processes is not None and processes.cluster is not None and left:
+        drawn = draw_on_cluster(processes, left, options, on_units, device=device)
+    elif processes is not None and device.type == "cpu" and worth_it(processes, left, steps):
         drawn = draw_tiles(processes, left, options, on_units)
     else:
         drawn = _one_by_one(model, left, options, device, on_units)

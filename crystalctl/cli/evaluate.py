@@ -53,6 +53,10 @@ def evaluate(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: one per CPU).")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Work as tasks of Ray: local (--jobs workers), auto, or HOST:PORT."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
@@ -73,6 +77,7 @@ def evaluate(
             cache=cache,
             out=out or default_out(paths),
             jobs=jobs,
+            cluster=cluster,
             on_progress=on_progress,
         )
     if as_json:

@@ -37,6 +37,7 @@ def generate(
     seed: running.Seed = 0,
     device: running.Device = "auto",
     jobs: running.Jobs = None,
+    cluster: running.Cluster = None,
     out: running.Out = None,
     wavelength: running.Wavelength = "CuKa",
     formats: running.Format = "cif",

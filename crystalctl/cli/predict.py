@@ -42,6 +42,7 @@ def predict(
     seed: running.Seed = 0,
     device: running.Device = "auto",
     jobs: running.Jobs = None,
+    cluster: running.Cluster = None,
     out: running.Out = None,
     xrd: Xrd = None,
     wavelength: running.Wavelength = "CuKa",
@@ -57,35 +58,10 @@ def predict(
 ) -> None:
     """Predict crystal structures from a formula, merged and ranked."""
     wanted = [*(formula or []), *(read_formulas(formulas) if formulas else [])]
-    running.run_and_show(
-        "predict",
-        as_json=as_json,
-        quiet=quiet,
-        formulas=wanted,
-        n=n,
-        z=z,
-        num_atoms=num_atoms,
-        spacegroup=spacegroup,
-        wyckoff=wyckoff,
-        allow_supergroup=allow_supergroup,
-        templates=templates,
-        model=model,
-        weights=weights,
-        steps=steps,
-        seed=seed,
-        device=device,
-        jobs=jobs,
-        out=out,
-        xrd=xrd,
-        wavelength=wavelength,
-        formats=formats.split(","),
-        report=report,
-        relax=relax,
-        calculator=calculator,
-        hull=hull,
-        rank_by=rank_by,
-        resume=resume,
-    )
+    changed = {"formulas": wanted, "formats": formats.split(",")}
+    # Each other option goes on under its own name.
+    given = {k: v for k, v in locals().items() if k not in ("formula", "wanted", "changed")}
+    running.run_and_show("predict", **given | changed)
 
 
 def read_formulas(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crystalctl.cli import ui
-from crystalctl.cli.relax import Calculator, Hull, Paths, RankBy
+from crystalctl.cli.relax import Calculator, Cluster, Hull, Jobs, Paths, RankBy
 
 
 def rank(
@@ -22,6 +22,8 @@ def rank(
     device: Annotated[str, typer.Option(help="Where it computes: cpu or cuda.")] = "cpu",
     fmax: Annotated[float, typer.Option(help="Largest force left, eV/Å.")] = 0.05,
     max_steps: Annotated[int, typer.Option(help="Steps of one structure.")] = 200,
+    cluster: Cluster = None,
+    jobs: Jobs = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of results.  [default: beside the input]")
     ] = None,
@@ -32,10 +34,11 @@ def rank(
     """Rank existing structures by energy, merged; relaxed first unless --no-relax."""
     from crystalctl.analysis.relaxation import Settings
     from crystalctl.cli.relax import show_outcome
+    from crystalctl.cluster import cluster_of
     from crystalctl.relaxing import relax_all
 
     settings = Settings(fmax, max_steps)
-    with ui.progress(quiet or as_json) as on_progress:
+    with cluster_of(cluster, jobs) as there, ui.progress(quiet or as_json) as on_progress:
         result = relax_all(
             paths,
             calculator=calculator,
@@ -46,6 +49,7 @@ def rank(
             by=rank_by,
             out=out,
             resume=resume,
+            cluster=there,
             on_progress=on_progress,
         )
     show_outcome(result, as_json=as_json, quiet=quiet)

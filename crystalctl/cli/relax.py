@@ -32,6 +32,13 @@ Hull = Annotated[
         help="Reference energies: a file of `data energies`, or pymatgen entries. Ranks by E hull."
     ),
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, help="Workers of --cluster (default: one per CPU)."),
+]
+Cluster = Annotated[
+    str | None, typer.Option(help="Relax as tasks of Ray: local (--jobs workers), auto, HOST:PORT.")
+]
 
 RankBy = Annotated[
     str,
@@ -50,6 +57,8 @@ def relax(
     fmax: Annotated[float, typer.Option(help="Largest force left, eV/Å.")] = 0.05,
     max_steps: Annotated[int, typer.Option(help="Steps of one structure.")] = 200,
     keep_symmetry: Annotated[bool, typer.Option(help="Keep the space group.")] = False,
+    cluster: Cluster = None,
+    jobs: Jobs = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of results.  [default: beside the input]")
     ] = None,
@@ -59,10 +68,11 @@ def relax(
 ) -> None:
     """Relax structures and rank them by energy; the input stays as it is."""
     from crystalctl.analysis.relaxation import Settings
+    from crystalctl.cluster import cluster_of
     from crystalctl.relaxing import relax_all
 
     settings = Settings(fmax, max_steps, keep_symmetry)
-    with ui.progress(quiet or as_json) as on_progress:
+    with cluster_of(cluster, jobs) as there, ui.progress(quiet or as_json) as on_progress:
         result = relax_all(
             paths,
             calculator=calculator,
@@ -72,6 +82,7 @@ def relax(
             by=rank_by,
             out=out,
             resume=resume,
+            cluster=there,
             on_progress=on_progress,
         )
     show_outcome(result, as_json=as_json, quiet=quiet)

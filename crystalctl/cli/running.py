@@ -27,6 +27,10 @@ Jobs = Annotated[
         "--jobs", "-j", min=1, help="Processes, where a CPU samples (default: one per CPU)."
     ),
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Draw as tasks of Ray: local (--jobs workers), auto, or HOST:PORT."),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Run folder, new or empty.  [default: runs/NAME, next free]")
 ]

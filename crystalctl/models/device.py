@@ -19,10 +19,11 @@ def edges_at_once(device: torch.device) -> int:
     return 8_192 if device.type == "cpu" else 400_000
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto", *, elsewhere: bool = False) -> torch.device:
     """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Raises ``InputError`` for an unknown name or a GPU that is not there.
+    ``elsewhere``: a GPU that is asked for may be one of another machine. Raises ``InputError`` for
+    an unknown name or a GPU that is not there.
     """
     kind, _, number = name.partition(":")
     if kind not in {"auto", "cpu", "cuda"} or (number and not number.isdigit()):
@@ -30,6 +31,8 @@ def pick_device(name: str = "auto") -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cpu" or (kind == "auto" and count == 0):
         return torch.device("cpu")
+    if elsewhere and kind == "cuda":
+        return torch.device("cuda")
     if count == 0:
         raise InputError("device cuda is not available here", "use --device cpu (or auto)")
     if number and int(number) >= count:

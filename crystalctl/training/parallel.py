@@ -40,6 +40,11 @@ class Processes:
         return nn.parallel.DistributedDataParallel(module)
 
 
+def begun_again() -> bool:
+    """Whether ``torchrun --max-restarts`` started these processes after some had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """The processes ``torchrun`` started, joined for the length of the block.

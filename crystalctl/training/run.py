@@ -22,7 +22,7 @@ from crystalctl.models import TRAINABLE
 from crystalctl.models.device import pick_device
 from crystalctl.training.logbook import Logbook, Progress
 from crystalctl.training.loop import Trainer
-from crystalctl.training.parallel import processes
+from crystalctl.training.parallel import begun_again, processes
 from crystalctl.training.settings import RECIPES, TrainConfig, check
 from crystalctl.training.store import BEST, LATEST, STATE
 
@@ -55,9 +55,11 @@ def train(
 
     ``settings`` has the sections "train" and "model" (see ``TrainConfig`` and the family's config).
     ``init`` names weights to start from; their model settings hold unless ``settings`` says else.
-    Without ``val`` the rows the dataset marks as validation are used, if any. Raises
+    Without ``val`` the rows the dataset marks as validation are used, if any. Processes that
+    torchrun starts again after one died go on from the last state, as with ``resume``. Raises
     ``InputError`` for a request that cannot work, ``TrainingError`` when the loss is not finite.
     """
+    resume = resume or (begun_again() and (out / STATE).is_file())
     given, tensors = ({}, None) if init is None else _start(init, family)
     config, model_config = _settings(family, recipe, settings or {}, given)
     with processes(pick_device(device)) as (group, place):

@@ -314,13 +314,24 @@ class Block:
 sys.meta_path.insert(0, Block())
 from pathlib import Path
 from crystalctl.training.run import _datasets, train
+{head}
 train("diffcsp", data=Path({data!r}), out=Path({out!r}), settings={settings!r}, device="cpu")
+"""
+KILL = """
+import os, signal
+from crystalctl.training.store import Store
+save = Store.save
+def die_or_save(store, count):
+    if count.step >= 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(store, count)
+Store.save = die_or_save
 """
 
 
 def run_driver(folder: Path, launcher: list[str], **values: Any) -> subprocess.CompletedProcess:
     script = folder / "driver.py"
-    script.write_text(DRIVER.format(**{"names": set(), **values}))
+    script.write_text(DRIVER.format(**{"names": set(), "head": "", **values}))
     root = str(Path(crystalctl.__file__).parents[1])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     return subprocess.run(
@@ -342,6 +353,22 @@ def test_two_processes_train_what_one_does(data, tmp_path, task):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = run_driver(tmp_path, launcher, data=str(data), out=str(two), settings=chosen)
     assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(records(one), records(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    first, second = read_file(one / STATE)[1], read_file(two / STATE)[1]
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], atol=1e-5, rtol=1e-3), name
+
+
+def test_torchrun_begins_a_killed_process_again_from_the_last_state(data, tmp_path):
+    chosen = settings(epochs=4, save_minutes=1e-9, lr=1e-4, ema=0.9, clip_norm=0.0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train("diffcsp", data=data, out=one, settings=chosen)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    values = {"data": str(data), "out": str(two), "settings": chosen, "head": KILL}
+    done = run_driver(tmp_path, [*torchrun, "--max-restarts=1"], **values)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "exitcode: -9" in done.stderr
     for a, b in zip(records(one), records(two), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     first, second = read_file(one / STATE)[1], read_file(two / STATE)[1]

@@ -1,0 +1,214 @@
+"""Tasks of Ray draw what one process draws, to the bit, whoever dies of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import springs
+from pymatgen.core import Lattice, Structure
+
+from crystalctl import cluster, evaluate, predict
+from crystalctl.errors import InputError
+from crystalctl.io.results import RunFolder
+from crystalctl.relaxing import relax_all
+
+REQUEST = {
+    "formulas": ["SrTiO3", "NaCl"],
+    "n": 4,
+    "steps": 20,
+    "weights": "diffcsp-mp20",
+    "seed": 5,
+    "formats": ("cif", "extxyz"),
+    "report": False,
+    "relax": False,
+}
+PATIENCE_S = 240.0
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """All files of a run but the one that tells when and how it was made."""
+    files = {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "manifest.json"}
+    assert {"summary.csv", "summary.json", "structures.extxyz"} <= files.keys()
+    assert any(name.endswith(".cif") for name in files)
+    return files
+
+
+def processes_below(parent: int) -> dict[int, str]:
+    """Command lines of all processes that ``parent`` started, itself or by others."""
+    lines = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    rows = [line.split(None, 2) for line in lines]
+    below = {parent}
+    for _ in range(4):
+        below |= {int(pid) for pid, above, *_ in rows if int(above) in below}
+    return {int(pid): " ".join(args) for pid, _, *args in rows if int(pid) in below - {parent}}
+
+
+def test_a_killed_worker_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
+    plain = predict(**REQUEST, jobs=1, out=tmp_path / "plain")
+    killed: list[int] = []
+    save = RunFolder.save_tile
+
+    def save_and_kill(run, index, tensors) -> None:
+        save(run, index, tensors)
+        at_work = [p for p, name in processes_below(os.getpid()).items() if "ray::_task" in name]
+        for worker in at_work[: 1 - len(killed)]:
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+
+    monkeypatch.setattr(RunFolder, "save_tile", save_and_kill)
+    told: list[tuple[int, int]] = []
+
+    def on_progress(stage: str, done: int, total: int) -> None:
+        if stage == "sampling":
+            told.append((done, total))
+
+    shared = predict(
+        **REQUEST, cluster="local", jobs=2, out=tmp_path / "shared", on_progress=on_progress
+    )
+    assert killed
+    assert results(tmp_path / "shared") == results(tmp_path / "plain")
+    assert shared.n_samples == plain.n_samples == 8
+    assert told == sorted(told)
+    assert told[-1] == (8_000, 8_000)
+    assert len(set(told)) > 2
+    assert not any("ray" in name for name in processes_below(os.getpid()).values())
+
+
+@contextmanager
+def one_killed() -> Iterator[None]:
+    """Kills the first worker seen at a task; fails where none was."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not killed and not over.wait(0.01):
+            for process, name in processes_below(os.getpid()).items():
+                if "ray::_task" in name and not killed:
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+    assert killed
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix != ".jsonl"}
+
+
+@pytest.mark.filterwarnings("ignore:No Pauling")
+def test_relax_and_evaluate_with_a_killed_worker_each(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(Path(springs.__file__).parent)  # where a factory usually is
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(16):
+        shifts = 0.02 * random.normal(size=(2, 3))
+        frac = np.array([[0, 0, 0], [0.5, 0.5, 0.5]]) + shifts
+        species = ["Cs", "He" if number == 3 else "Cl"]  # helium fails
+        Structure(Lattice.cubic(3.3 + 0.05 * number), species, frac).to(
+            str(cells / f"{number}.cif")
+        )
+
+    how = {"calculator": "springs:morse"}
+    relax_all(cells, **how, out=tmp_path / "alone")
+    judged = {"jobs": 1, "out": tmp_path / "judged alone", "cache": tmp_path / "cache alone"}
+    alone = evaluate(cells, reference=cells, **judged)
+    told: list[int] = []
+    with cluster.Cluster("local", 2) as there:
+        there.connect()
+        with one_killed():
+            relax_all(
+                cells,
+                **how,
+                cluster=there,
+                out=tmp_path / "shared",
+                on_progress=lambda stage, done, total: told.append(done) if total == 16 else None,
+            )
+        judged |= {"out": tmp_path / "judged shared", "cache": tmp_path / "cache shared"}
+        with one_killed():
+            shared = evaluate(cells, reference=cells, **judged, cluster="local")
+    assert told[:16] == list(range(1, 17))
+    assert written(tmp_path / "shared") == written(tmp_path / "alone")
+    assert {"relaxed.csv", "structures.extxyz"} <= written(tmp_path / "shared").keys()
+    assert shared.metrics == alone.metrics
+    assert written(tmp_path / "judged shared") == written(tmp_path / "judged alone")
+
+
+def test_ctrl_c_then_resume(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    request = {"n": 8, "steps": 100, "weights": "diffcsp-mp20", "report": False, "relax": False}
+    line = "predict --formula NaCl --n 8 --steps 100 --weights diffcsp-mp20 --no-relax --no-report"
+    words = [sys.executable, "-m", "crystalctl", *line.split(), "--cluster", "local", "--jobs", "1"]
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [*words, "--out", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not list(run.glob("partial/tile-*")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        below = processes_below(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes, too
+        _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert "--resume" in told
+    assert "Traceback" not in told
+    assert "Ray" not in told
+    kept = len(list(run.glob("partial/tile-*")))
+    assert kept
+    left = set(processes_below(1)) & set(below)
+    assert not left
+    predict("NaCl", **request, out=run, resume=True)
+    predict("NaCl", **request, out=tmp_path / "plain")
+    assert results(run) == results(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("address", ["", "somewhere", "host:0", "host:port", ":6379", "h:99999999"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="--cluster is") as error:
+        predict(**REQUEST, cluster=address)
+    assert "HOST:PORT" in error.value.hint
+
+
+def test_an_address_where_nobody_answers_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match="nobody answers"):
+            predict(**REQUEST, cluster=address, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_ray_the_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="not installed") as error:
+        predict(**REQUEST, cluster="local")
+    assert "crystalctl[cluster]" in error.value.hint
