@@ -62,11 +62,11 @@ class Cluster:
             self._ours, self._sent = False, (None, None)
             _ray().shutdown()
 
-    def connect(self) -> None:
-        """Connect, where that has not been done; what does not answer in time is refused."""
+    def connect(self) -> Cluster:
+        """Itself, connected, where that has not been done; refuses what does not answer."""
         ray = _ray()
         if ray.is_initialized():
-            return
+            return self
         given: dict[str, Any] = {"address": self.address}
         if self.address == LOCAL:
             given |= {"num_cpus": self.jobs or os.cpu_count() or 1, "include_dashboard": False}
@@ -76,6 +76,7 @@ class Cluster:
             why = " ".join(str(error).split())[:200]
             raise InputError(f"no connection to Ray at {self.address}: {why}", JOIN) from error
         self._ours = True
+        return self
 
     def slots(self, *, gpu: bool = False) -> int:
         """Tasks that can run at once now; raises ``InputError`` where none ever can."""

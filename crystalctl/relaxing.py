@@ -98,8 +98,7 @@ def relax_all(
     verb = "relaxed" if move else "ranked"
     way = partial(relax, potential)
     if cluster is not None:
-        cluster.connect()
-        way = partial(_relax_there, cluster, (calculator, device), potential.batch)
+        way = partial(_relax_there, cluster.connect(), (calculator, device), potential.batch)
     folder = Path(out) if out is not None else _beside(Path(given[0]), verb)
     known = {"verb": verb, "calculator": potential.name, **how.plain(), **_digest(rows)}
     done = _claim(folder, known, resume=resume)

@@ -19,6 +19,15 @@ class Task(StrEnum):
     generate = "generate"
 
 
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: one per CPU).")
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Work as tasks of Ray: local (--jobs workers), auto, or HOST:PORT."),
+]
+
+
 def evaluate(
     paths: Annotated[
         list[str],
@@ -50,13 +59,8 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of results.  [default: beside the input]")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: one per CPU).")
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Work as tasks of Ray: local (--jobs workers), auto, or HOST:PORT."),
-    ] = None,
+    jobs: Jobs = None,
+    cluster: Cluster = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:

@@ -55,11 +55,9 @@ def train(
 
     ``settings`` has the sections "train" and "model" (see ``TrainConfig`` and the family's config).
     ``init`` names weights to start from; their model settings hold unless ``settings`` says else.
-    Without ``val`` the rows the dataset marks as validation are used, if any. Processes that
-    torchrun starts again after one died go on from the last state, as with ``resume``. Raises
+    Without ``val`` the rows the dataset marks as validation are used, if any. Raises
     ``InputError`` for a request that cannot work, ``TrainingError`` when the loss is not finite.
     """
-    resume = resume or (begun_again() and (out / STATE).is_file())
     given, tensors = ({}, None) if init is None else _start(init, family)
     config, model_config = _settings(family, recipe, settings or {}, given)
     with processes(pick_device(device)) as (group, place):
@@ -70,6 +68,7 @@ def train(
         if name := getattr(model_config, "property", ""):
             train_part, model_config = _labelled(trained, name, model_config)
             val_part = None if held is None else held.labelled(name)
+        resume |= begun_again() and (out / STATE).is_file()
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
         model = TRAINABLE[family].load()(
@@ -94,8 +93,7 @@ def train(
         else:
             trainer.store.save(trainer.count)
         if group.rank == 0:
-            text = to_toml({"train": config, "model": model_config})
-            (out / "config.toml").write_text(f'family = "{family}"\n\n{text}')
+            _note_settings(out, family, {"train": config, "model": model_config})
         outcome = trainer.run(max_seconds)
     weights = out / (BEST if (out / BEST).is_file() else LATEST)
     return TrainResult(outcome, weights, trainer.count.step, trainer.count.best)
@@ -205,6 +203,10 @@ def _capped(dataset: Dataset, max_atoms: int, path: Path) -> Dataset:
     if len(dataset) == 0:
         raise DataError(f"{path} has no structure to use", "see: crystalctl data info FILE")
     return dataset
+
+
+def _note_settings(out: Path, family: str, sections: Mapping[str, Any]) -> None:
+    (out / "config.toml").write_text(f'family = "{family}"\n\n{to_toml(sections)}')
 
 
 def _claim(out: Path, *, resume: bool, first: bool) -> None:
