@@ -14,7 +14,15 @@ from crystalctl.goals import check_goal, rank_by_goal
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
 from crystalctl.parts import Load, Part, numbered
 from crystalctl.planning import Sample
-from crystalctl.selection import check_family, check_numbers, check_steps, choose_weights
+from crystalctl.selection import (
+    FAST,
+    check_family,
+    check_numbers,
+    check_sampler,
+    check_steps,
+    choose_weights,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +71,8 @@ class Options:
     """A family; None or "auto": the default, and for predictions a second one beside it."""
     weights: str | None = None
     steps: int | None = None
+    sampler: str = FAST
+    """"reference": all time steps of the published sampler; "fast": those the weights advise."""
     seed: int = 0
     device: str = "auto"
     out: Path | str | None = None
@@ -152,10 +162,12 @@ def _carry_out(
     from crystalctl.io.structures import parse_formats
 
     check_numbers(request["n"], options, MAX_SAMPLES)
+    check_sampler(options)
     check_wish(options, request.get("formulas", []))
     parse_formats(",".join(options.formats))
     measured = _measured(options)
     request |= {} if measured is None else {"xrd": measured.plain()}
+    request |= {} if options.sampler == FAST else {"sampler": options.sampler}
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_folder(out, resume=options.resume)
@@ -288,7 +300,7 @@ def _draw(
             part.loaded.model,
             part.samples,
             seed=options.seed,
-            steps=options.steps,
+            steps=steps_of(options, part.loaded.meta["config"]),
             device=device,
             run=run,
             batch_size=options.batch_size,

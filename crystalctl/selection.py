@@ -107,6 +107,22 @@ def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
         raise InputError(f"--steps is {steps}", f"these weights have {most} time steps")
 
 
+FAST, REFERENCE = "fast", "reference"
+
+
+def check_sampler(options: Options) -> None:
+    """Raise ``InputError`` for a sampler there is not, or steps beside the published ones."""
+    if options.sampler not in (FAST, REFERENCE):
+        raise InputError(f"unknown sampler '{options.sampler}'", f"allowed: {FAST}, {REFERENCE}")
+    if options.sampler == REFERENCE and options.steps is not None:
+        raise InputError("--sampler reference has all steps", "leave out --steps or --sampler")
+
+
+def steps_of(options: Options, config: Mapping[str, Any]) -> int | None:
+    """Sampling steps of weights of this ``config``; None: as they advise."""
+    return config["n_steps"] if options.sampler == REFERENCE else options.steps
+
+
 _WORDS = {
     "composition": "a composition (it draws its own)",
     "elements": "a set of elements",

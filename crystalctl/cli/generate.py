@@ -34,6 +34,7 @@ def generate(
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
+    sampler: running.Sampler = "fast",
     seed: running.Seed = 0,
     device: running.Device = "auto",
     jobs: running.Jobs = None,

@@ -39,6 +39,7 @@ def predict(
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,
+    sampler: running.Sampler = "fast",
     seed: running.Seed = 0,
     device: running.Device = "auto",
     jobs: running.Jobs = None,

@@ -19,6 +19,9 @@ Weights = Annotated[
     str | None, typer.Option(help="Name of shipped weights, or a .safetensors file.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps; fewer is faster and coarser.")]
+Sampler = Annotated[
+    str, typer.Option(help="fast, or reference: every step of the published sampler.")
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same structures.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Jobs = Annotated[

@@ -30,11 +30,13 @@ class FakeModel:
     def __init__(self, memory: int = 10**9) -> None:
         self.memory = memory
         self.batches: list[int] = []
+        self.steps: list[int | None] = []
 
     def sample(self, targets, noise, *, steps=None, on_step=None):
         if len(targets) > self.memory:
             raise torch.OutOfMemoryError("no memory")
         self.batches.append(len(targets))
+        self.steps.append(steps)
         counts = [t.n_atoms for t in targets]
         layout = Layout(torch.tensor(counts))
         for step in range(steps or 4):

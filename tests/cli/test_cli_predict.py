@@ -209,6 +209,12 @@ class TestApi:
             api.predict(["SrTiO3", "Sr2Ti2O6"])
 
 
+@pytest.mark.parametrize(("given", "steps"), [((), None), (("--sampler", "reference"), 1000)])
+def test_sampler(given, steps, fake_model, run_cli) -> None:
+    assert run_cli("predict", "-f", "NaCl", "--n", "2", *given).code == 0
+    assert set(fake_model.steps) == {steps}
+
+
 REFUSED = {
     "unknown element": (["-f", "XxO2"], "unknown element 'Xx'"),
     "case": (["-f", "srtio3"], "did you mean SrTiO3?"),
@@ -219,6 +225,8 @@ REFUSED = {
     "negative": (["-f", "NaCl", "--n", "-3"], "--n is -3"),
     "steps": (["-f", "NaCl", "--steps", "0"], "--steps is 0"),
     "too many steps": (["-f", "NaCl", "--steps", "1001"], "have 1000 time steps"),
+    "sampler": (["-f", "NaCl", "--sampler", "heun"], "allowed: fast, reference"),
+    "two samplers": (["-f", "NaCl", "--sampler", "reference", "--steps", "9"], "all steps"),
     "seed": (["-f", "NaCl", "--seed", "-1"], "--seed is -1"),
     "too large": (["-f", "Ca3(PO4)2", "--z", "2"], "26 atoms, the weights know up to 24"),
     "far too large": (["-f", "K4Fe(CN)6(H2O)9"], "the weights know up to 24"),
