@@ -6,9 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +31,6 @@ REQUEST = {
     "report": False,
     "relax": False,
 }
-PATIENCE_S = 240.0
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -156,36 +153,24 @@ def test_relax_and_evaluate_with_a_killed_worker_each(tmp_path: Path, monkeypatc
     assert written(tmp_path / "judged shared") == written(tmp_path / "judged alone")
 
 
-def test_ctrl_c_then_resume(tmp_path: Path) -> None:
+def test_interrupted_then_resumed_without_a_cluster(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("ray")
-    request = {"n": 8, "steps": 100, "weights": "diffcsp-mp20", "report": False, "relax": False}
-    line = "predict --formula NaCl --n 8 --steps 100 --weights diffcsp-mp20 --no-relax --no-report"
-    words = [sys.executable, "-m", "crystalctl", *line.split(), "--cluster", "local", "--jobs", "1"]
+    monkeypatch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
+    save = RunFolder.save_tile
+
+    def save_and_stop(run, index, tensors) -> None:
+        save(run, index, tensors)
+        raise KeyboardInterrupt
+
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*words, "--out", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while not list(run.glob("partial/tile-*")) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        below = processes_below(process.pid)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes, too
-        _, told = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130
-    assert "--resume" in told
-    assert "Traceback" not in told
-    assert "Ray" not in told
-    kept = len(list(run.glob("partial/tile-*")))
-    assert kept
-    left = set(processes_below(1)) & set(below)
-    assert not left
-    predict("NaCl", **request, out=run, resume=True)
-    predict("NaCl", **request, out=tmp_path / "plain")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_tile", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(**REQUEST, cluster="local", jobs=1, out=run)
+    assert not any("ray" in name for name in processes_below(os.getpid()).values())
+    assert len(list(run.glob("partial/tile-*"))) == 1
+    predict(**REQUEST, jobs=1, out=run, resume=True)
+    predict(**REQUEST, jobs=1, out=tmp_path / "plain")
     assert results(run) == results(tmp_path / "plain")
 
 
