@@ -64,8 +64,24 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
             )
         device = torch.device(device.type, number)
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    _join("gloo" if device.type == "cpu" else "nccl")
     try:
         yield Processes(dist.get_rank(), world), device
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join the process group.
+
+    Processes that ``torchrun`` began again get the store of the dead ones, with the addresses of
+    these in it, and connect to whom they read first. So each attempt has keys of its own; on one
+    machine, for agents of several do not count attempts alike.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend)
+        return
+    store, rank, world = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world)

@@ -68,7 +68,7 @@ def train(
         if name := getattr(model_config, "property", ""):
             train_part, model_config = _labelled(trained, name, model_config)
             val_part = None if held is None else held.labelled(name)
-        resume |= begun_again() and (out / STATE).is_file()
+        resume |= group.any(begun_again(), place) and (out / STATE).is_file()
         _claim(out, resume=resume, first=group.rank == 0)
         torch.manual_seed(config.seed)
         model = TRAINABLE[family].load()(
