@@ -1,8 +1,9 @@
-"""One tile: drawn, and as plain tensors to keep in a file or to send between processes."""
+"""Tiles: drawn, as plain tensors to keep in a file or to send elsewhere, and all together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -106,3 +107,47 @@ def crystals_of(tensors: Mapping[str, torch.Tensor]) -> Crystals:
         orbits = orbits_of(tensors["position"], tensors["n_orbits"])
         layout = Layout(tensors["n_atoms"], tensors["space_group"], orbits)
     return Crystals(layout, tensors["lattice"], tensors["frac"], tensors["species"])
+
+
+class Drawn(Mapping[int, Crystals]):
+    """Crystals by the number of their sample, each made when it is asked for, a batch of one.
+
+    Only what gives them back is kept (``tensors_of``): operations of orbits would take 40 times as
+    much. A number added again replaces the first.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[dict[str, torch.Tensor], list[int], list[int]]] = []
+        self._place: dict[int, tuple[int, int]] = {}
+
+    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """All crystals of a tile."""
+        part = len(self._parts)
+        atoms = [0, *accumulate(tensors["n_atoms"].tolist())]
+        orbits = [0, *accumulate(tensors["n_orbits"].tolist())] if "n_orbits" in tensors else []
+        self._parts.append((dict(tensors), atoms, orbits))
+        for row, number in enumerate(tensors["number"].tolist()):
+            self._place[number] = part, row
+
+    def update(self, other: Drawn) -> None:
+        """All crystals of another."""
+        first = len(self._parts)
+        self._parts += other._parts
+        self._place |= {n: (first + part, row) for n, (part, row) in other._place.items()}
+
+    def __getitem__(self, number: int) -> Crystals:
+        part, row = self._place[number]
+        tensors, atoms, orbits = self._parts[part]
+        of_atoms = slice(atoms[row], atoms[row + 1])
+        one = {name: tensors[name][row : row + 1] for name in ("n_atoms", "lattice")}
+        one |= {name: tensors[name][of_atoms] for name in ("frac", "species")}
+        if orbits:
+            one |= {name: tensors[name][row : row + 1] for name in ("space_group", "n_orbits")}
+            one["position"] = tensors["position"][orbits[row] : orbits[row + 1]]
+        return crystals_of(one)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from crystalctl.analysis.ranking import Candidate
     from crystalctl.checkpoint import LoadedModel
     from crystalctl.cluster import Cluster
-    from crystalctl.crystal.batch import Crystals
     from crystalctl.crystal.goal import Goal
+    from crystalctl.drawn import Drawn
     from crystalctl.relaxing import Relaxation
 
 MAX_SAMPLES = 1_000_000
@@ -281,13 +281,14 @@ def _draw(
     run: RunFolder | None,
     cluster: Cluster | None,
     report: OnProgress,
-) -> dict[int, Crystals]:
+) -> Drawn:
     """Crystals of all samples by number, drawn part after part."""
+    from crystalctl.drawn import Drawn
     from crystalctl.parallel import Processes
     from crystalctl.sampling import draw_exact, most_tiles
 
     total = len(_samples(parts))
-    crystals: dict[int, Crystals] = {}
+    crystals = Drawn()
     first_tile = 0
     for part in parts:
         share = len(part.samples)

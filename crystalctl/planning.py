@@ -27,7 +27,7 @@ _ENOUGH = 10
 """Training structures a histogram of formula units must hold before it is believed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One structure to draw.
 

@@ -11,7 +11,7 @@ import torch
 from crystalctl.analysis.exact import found_group, orbit_cell
 from crystalctl.analysis.validity import invalid_reason
 from crystalctl.crystal.batch import Crystals
-from crystalctl.drawn import UNITS, crystals_of, draw_tile, tensors_of
+from crystalctl.drawn import UNITS, Drawn, draw_tile, tensors_of
 from crystalctl.parallel import (
     Processes,
     Tile,
@@ -42,7 +42,7 @@ def draw(
     first_tile: int = 0,
     processes: Processes | None = None,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[int, Crystals]:
+) -> Drawn:
     """Crystals of all samples by sample number, each a batch of one on the CPU.
 
     Tiles that ``run`` already holds are read back. ``batch_size`` only limits how many are drawn at
@@ -52,18 +52,14 @@ def draw(
     tiles there are. Raises ``CrystalctlError`` when one crystal alone does not fit into memory.
     """
     total = UNITS * len(samples)
-    found: dict[int, Crystals] = {}
+    found = Drawn()
     left: list[Tile] = []
-
-    def add(crystals: Crystals, tile: Sequence[Sample]) -> None:
-        found.update(zip((s.number for s in tile), crystals.split(), strict=True))
-
     for index, tile in enumerate(tiles(samples, device.type), start=first_tile):
         kept = _kept(run, index, tile)
         if kept is None:
             left.append((index, tile))
         else:
-            add(kept, tile)
+            found.add(kept)
     before = UNITS * len(found)
 
     def on_units(done: int) -> None:
@@ -77,9 +73,10 @@ def draw(
     else:
         drawn = _one_by_one(model, left, options, device, on_units)
     for (index, tile), crystals in drawn:
+        tensors = tensors_of(crystals, tile)
         if run is not None:
-            run.save_tile(index, tensors_of(crystals, tile))
-        add(crystals, tile)
+            run.save_tile(index, tensors)
+        found.add(tensors)
     on_progress("sampling", total, total)
     return found
 
@@ -112,7 +109,7 @@ def draw_exact(
     first_tile: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **options: Any,
-) -> dict[int, Crystals]:
+) -> Drawn:
     """As ``draw``; samples of a prescribed group that are impossible or lack it are drawn again.
 
     Up to ``REDRAWS`` times, each with its own random stream; what is left then is set aside by the
@@ -130,7 +127,7 @@ def draw_exact(
         again = [replace(s, key=f"{s.key}|again {attempt}") for s in wrong]
         new = draw(model, again, device=device, first_tile=first, **options)
         first += len(tiles(again, device.type))
-        found |= new
+        found.update(new)
         wrong = [s for s in wrong if unwanted(s, new[s.number])]
     return found
 
@@ -150,8 +147,10 @@ def unwanted(sample: Sample, crystal: Crystals) -> bool:
     return cell is not None and found_group(cell.structure) != cell.number
 
 
-def _kept(run: RunFolder | None, index: int, tile: Sequence[Sample]) -> Crystals | None:
+def _kept(
+    run: RunFolder | None, index: int, tile: Sequence[Sample]
+) -> dict[str, torch.Tensor] | None:
     tensors = run.load_tile(index) if run is not None else None
     if tensors is None or tensors["number"].tolist() != [s.number for s in tile]:
         return None
-    return crystals_of(tensors)
+    return tensors

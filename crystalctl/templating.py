@@ -71,7 +71,7 @@ class Symmetry:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """A group and its positions, with the atomic number on each where it is prescribed.
 

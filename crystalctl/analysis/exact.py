@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystalctl.analysis.packed import Packed
 from crystalctl.analysis.validity import lengths_angles
 from crystalctl.symmetry.groups import group
 
@@ -18,12 +19,12 @@ SYMPREC_ANG = 0.01
 """spglib must find the requested group, no more, at this tolerance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OrbitCell:
     """A conventional cell by its orbits, in double precision.
 
     ``cell``: a, b, c (Å) and angles (degrees), those the family fixes exact; ``rows`` (O,) table
-    rows, ``anchors`` (O, 3), ``species`` (O,) Z. ``structure``: all atoms, a pymatgen Structure.
+    rows, ``anchors`` (O, 3), ``species`` (O,) Z. ``packed``: all atoms.
     """
 
     number: int
@@ -31,7 +32,12 @@ class OrbitCell:
     rows: tuple[int, ...]
     anchors: Any
     species: tuple[int, ...]
-    structure: Any
+    packed: Packed
+
+    @property
+    def structure(self) -> Any:
+        """All atoms, a pymatgen Structure."""
+        return self.packed.structure
 
     @property
     def symbol(self) -> str:
@@ -40,7 +46,7 @@ class OrbitCell:
 
 def orbit_cell(crystal: Crystals) -> OrbitCell | None:
     """The exact cell of one crystal with orbits, a batch of one; None without orbits."""
-    from pymatgen.core import Lattice, Structure
+    from pymatgen.core import Lattice
 
     orbits, groups = crystal.layout.orbits, crystal.layout.space_group
     if orbits is None or groups is None:
@@ -55,7 +61,11 @@ def orbit_cell(crystal: Crystals) -> OrbitCell | None:
         tuple(orbits.position.tolist()),
         orbits.at_anchors(frac).numpy(),
         tuple(orbits.at_anchors(crystal.species).tolist()),
-        Structure(Lattice.from_parameters(*cell), species, frac.numpy()),
+        Packed(
+            np.array(Lattice.from_parameters(*cell).matrix),
+            frac.numpy(),
+            np.array(species, np.uint8),
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""One sample -> its facts: possible or not and why, symmetry, density."""
+"""One sample -> its facts: possible or not and why, symmetry."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crystalctl.analysis.exact import SYMPREC_ANG, OrbitCell, found_group
+from crystalctl.analysis.packed import Packed
 from crystalctl.analysis.symmetrise import Symmetric, symmetrise
 from crystalctl.analysis.validity import invalid_reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of one sample.
 
-    ``reason`` is empty for a possible structure; only then ``structure`` (the sample as a pymatgen
-    Structure) and the rest are there.
+    ``reason`` is empty for a possible structure; only then ``packed`` (the sample) and the rest are
+    there.
     """
 
     reason: str
-    structure: Any = None
+    packed: Packed | None = None
     formula: str = ""
     symmetric: Symmetric | None = None
-    density: float | None = None
 
     @property
     def valid(self) -> bool:
@@ -41,15 +41,14 @@ def sample_facts(lattice: Any, frac: Any, species: list[int]) -> Facts:
     from pymatgen.core import Lattice, Structure
 
     structure = Structure(Lattice(lattice), species, frac, to_unit_cell=True)
-    return Facts("", structure, structure.composition.reduced_formula, None, structure.density)
+    return Facts("", Packed.of(structure), structure.composition.reduced_formula)
 
 
 def with_symmetry(facts: Facts) -> Facts:
     """The same facts with the space group and the symmetrised conventional cell."""
-    if facts.symmetric is not None:
+    if facts.symmetric is not None or facts.packed is None:
         return facts
-    symmetric = symmetrise(facts.structure)
-    return Facts("", facts.structure, facts.formula, symmetric, facts.density)
+    return replace(facts, symmetric=symmetrise(facts.packed.structure))
 
 
 def facts_within_group(cell: OrbitCell, *, exact: bool) -> Facts:
@@ -61,8 +60,8 @@ def facts_within_group(cell: OrbitCell, *, exact: bool) -> Facts:
     reason = invalid_reason(structure.lattice.matrix, structure.frac_coords)
     if reason:
         return Facts(reason)
-    facts = Facts("", structure, structure.composition.reduced_formula, None, structure.density)
+    facts = Facts("", cell.packed, structure.composition.reduced_formula)
     if found_group(structure) == cell.number:
-        symmetric = Symmetric(structure, cell.number, cell.symbol, SYMPREC_ANG, cell)
+        symmetric = Symmetric(cell.packed, cell.number, cell.symbol, SYMPREC_ANG, cell)
         return replace(facts, symmetric=symmetric)
     return Facts("more symmetric than the group asked for") if exact else facts

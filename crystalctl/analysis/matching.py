@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crystalctl.analysis.reduction import Cell
 
 BENCHMARK = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
 """Tolerances of the published match rates."""
@@ -41,6 +46,19 @@ def group_duplicates(
     tolerances: dict[str, float] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
+    """``group_cells`` of pymatgen structures."""
+    cells = [
+        (one.lattice.matrix, one.frac_coords, [site.specie.Z for site in one]) for one in structures
+    ]
+    return group_cells(cells, tolerances=tolerances, on_step=on_step)
+
+
+def group_cells(
+    cells: Sequence[Cell],
+    *,
+    tolerances: dict[str, float] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
     """Groups of indices of equal structures; the first index of a group was met first.
 
     A structure joins the first group whose first member it matches (default tolerances
@@ -50,18 +68,27 @@ def group_duplicates(
     from crystalctl.analysis.comparing import fits, prepare
 
     chosen = tolerances or DUPLICATES
-    groups: dict[tuple[tuple[int, int], ...] | int, list[tuple[Any, list[int]]]] = {}
-    for index, structure in enumerate(structures):
-        numbers = [site.specie.Z for site in structure]
-        one = prepare((structure.lattice.matrix, structure.frac_coords, numbers))
-        # What cannot be reduced equals nothing.
-        same = groups.setdefault(-1 - index if one is None else one.content, [])
-        for first, members in same:
-            if fits(first, one, chosen):
-                members.append(index)
-                break
-        else:
-            same.append((one, [index]))
-        if on_step is not None:
-            on_step(index + 1, len(structures))
-    return sorted(members for same in groups.values() for _, members in same)
+    # One composition after the other: reduced cells are large, and those of others are not needed.
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for index, (_, _, numbers) in enumerate(cells):
+        counts = Counter(numbers)
+        unit = gcd(*counts.values())
+        alike.setdefault(tuple(sorted((z, n // unit) for z, n in counts.items())), []).append(index)
+    found, done = [], 0
+    for some in alike.values():
+        groups: dict[tuple[tuple[int, int], ...] | int, list[tuple[Any, list[int]]]] = {}
+        for index in some:
+            one = prepare(cells[index])
+            # What cannot be reduced equals nothing.
+            same = groups.setdefault(-1 - index if one is None else one.content, [])
+            for first, members in same:
+                if fits(first, one, chosen):
+                    members.append(index)
+                    break
+            else:
+                same.append((one, [index]))
+            done += 1
+            if on_step is not None:
+                on_step(done, len(cells))
+        found += [members for same in groups.values() for _, members in same]
+    return sorted(found)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from crystalctl.analysis.exact import orbit_cell
 from crystalctl.analysis.facts import Facts, facts_within_group, sample_facts, with_symmetry
-from crystalctl.analysis.matching import group_duplicates
+from crystalctl.analysis.matching import group_cells
+from crystalctl.analysis.packed import Packed
 from crystalctl.analysis.symmetrise import Symmetric
 from crystalctl.analysis.validity import invalid_reason, lengths_angles
 from crystalctl.planning import Sample
@@ -24,19 +25,19 @@ _TRIED_MEMBERS = 20
 """Members of a group whose symmetry is looked at to choose the one that represents it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One ranked structure.
 
-    ``structure``: the sample that represents its group, a pymatgen Structure; ``symmetric``: its
-    group and conventional cell. ``members``: numbers of all samples merged, its own included.
+    ``packed``: the sample that represents its group; ``symmetric``: its group and conventional
+    cell. ``members``: numbers of all samples merged, its own included.
     ``scores``: what else it was ranked by, columns of the summary.
     """
 
     rank: int
     sample: Sample
     formula: str
-    structure: Any
+    packed: Packed
     symmetric: Symmetric
     members: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -44,6 +45,11 @@ class Candidate:
     """For the templates of all its members, see ``Sample.votes``; 0 where nothing voted."""
     source: str = ""
     """Sources of its members and how many each gave, the most first."""
+
+    @property
+    def structure(self) -> Any:
+        """The sample that represents its group, a pymatgen Structure."""
+        return self.packed.structure
 
     @property
     def count(self) -> int:
@@ -62,7 +68,7 @@ class Candidate:
             "space_group_number": self.symmetric.number,
             **{name: round(value, 5) for name, value in zip(names, values, strict=True)},
             "density": round(float(cell.density), 5),
-            "n_atoms": len(self.structure),
+            "n_atoms": len(self.packed),
             "z": self.sample.z,
             "count": self.count,
             "source": self.source,
@@ -124,8 +130,8 @@ def rank_samples(
     for sample in samples:
         facts[sample.number] = _facts(sample, crystals[sample.number])
     valid = [s for s in samples if facts[s.number].valid]
-    groups = group_duplicates(
-        [facts[s.number].structure for s in valid],
+    groups = group_cells(
+        [packed.cell for s in valid if (packed := facts[s.number].packed) is not None],
         on_step=lambda done, total: on_progress("comparing", done, total),
     )
     order = {label: i for i, label in enumerate(dict.fromkeys(s.label for s in samples))}
@@ -149,6 +155,7 @@ def rank_samples(
     found.sort(key=place)
     candidates = []
     for rank, (sample, its, numbers) in enumerate(found, start=1):
+        assert its.packed is not None
         assert its.symmetric is not None  # set by with_symmetry
         name = its.formula if sample.composition is None else sample.label
         candidates.append(
@@ -156,7 +163,7 @@ def rank_samples(
                 rank,
                 sample,
                 name,
-                its.structure,
+                its.packed,
                 its.symmetric,
                 numbers,
                 votes=votes(numbers),

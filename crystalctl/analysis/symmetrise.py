@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from crystalctl.analysis.exact import OrbitCell
+from crystalctl.analysis.packed import Packed
 
 SYMPREC_LADDER_ANG = (0.1, 0.05, 0.01)
 """Tolerances tried in turn; the first whose symmetric cell reproduces the sample is taken."""
@@ -17,20 +18,25 @@ _ANGLE_TOLERANCE_DEG = 5.0
 _VOLUME_CHANGE = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Symmetric:
-    """A structure with its group: ``structure`` is the conventional standard cell.
+    """A structure with its group: ``packed`` is the conventional standard cell.
 
     ``symprec`` is the tolerance in Å that found the group; None when none held, and then the
     structure is the sample itself, described as P1.
     """
 
-    structure: Any
+    packed: Packed
     number: int
     symbol: str
     symprec: float | None
     orbits: OrbitCell | None = None
     """The same cell by its orbits, where the sample was drawn within its group."""
+
+    @property
+    def structure(self) -> Any:
+        """The conventional cell, a pymatgen Structure."""
+        return self.packed.structure
 
 
 def symmetrise(structure: Any, ladder: Sequence[float] = SYMPREC_LADDER_ANG) -> Symmetric:
@@ -46,8 +52,8 @@ def symmetrise(structure: Any, ladder: Sequence[float] = SYMPREC_LADDER_ANG) -> 
         if number == 1:
             break
         if reproduces(structure, cell, within_ang=2 * symprec):
-            return Symmetric(cell, number, symbol, symprec)
-    return Symmetric(structure, 1, "P1", None)
+            return Symmetric(Packed.of(cell), number, symbol, symprec)
+    return Symmetric(Packed.of(structure), 1, "P1", None)
 
 
 def _standard_cell(structure: Any, symprec: float) -> tuple[Any, int, str] | None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystalctl.analysis.packed import Packed
+from crystalctl.analysis.validity import lengths_angles
 from crystalctl.evaluation.page import charts, scene, sections
 from crystalctl.evaluation.page.markup import text
 
@@ -32,10 +34,10 @@ MAX_ROWS = 1000
 class Entry:
     """One structure of a report; what is not known stays None or empty, and is not shown.
 
-    ``rank``: unique in the report. ``structure``: pymatgen Structure or None. ``reason``: why it is
-    not a valid structure, empty for a valid one. Energies in eV per atom; ``moved_ang``: RMSD of
-    relaxation in Å; ``group_before``: space group before it. ``extra``: further columns, name ->
-    number or text.
+    ``rank``: unique in the report. ``structure``: pymatgen Structure, ``Packed`` or None.
+    ``reason``: why it is not a valid structure, empty for a valid one. Energies in eV per atom;
+    ``moved_ang``: RMSD of relaxation in Å; ``group_before``: space group before it. ``extra``:
+    further columns, name -> number or text.
     """
 
     rank: int
@@ -59,13 +61,19 @@ class Entry:
         """a, b, c (Å), α, β, γ (degrees), volume per atom (Å³); empty without a structure."""
         if self.structure is None:
             return ()
-        lattice = self.structure.lattice
-        return (*lattice.abc, *lattice.angles, float(lattice.volume) / len(self.structure))
+        matrix = np.asarray(getattr(self.structure.lattice, "matrix", self.structure.lattice))
+        volume = abs(float(np.linalg.det(matrix)))
+        return (*lengths_angles(matrix), volume / len(self.structure))
+
+    @property
+    def opened(self) -> Any:
+        """The pymatgen Structure."""
+        return self.structure.structure if isinstance(self.structure, Packed) else self.structure
 
     @property
     def density(self) -> float | None:
         """In g/cm³."""
-        return None if self.structure is None else float(self.structure.density)
+        return None if self.structure is None else float(self.opened.density)
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ def page_html(report: Report) -> str:
 
 
 def _drawn(entries: Sequence[Entry]) -> dict[int, tuple[Entry, scene.Scene | None]]:
-    return {entry.rank: (entry, scene.scene_of(entry.structure)) for entry in entries}
+    return {entry.rank: (entry, scene.scene_of(entry.opened)) for entry in entries}
 
 
 def _span(report: Report) -> tuple[float, float]:
@@ -167,7 +175,7 @@ def _pattern(report: Report, entry: Entry, span: tuple[float, float]) -> str:
     """Path of the simulated pattern, of the cell scaled to the measured one; empty without."""
     from crystalctl.analysis.diffraction import profile, simulate
 
-    structure = entry.structure
+    structure = entry.opened
     if report.measured is not None and entry.xrd_scale is not None:
         structure = structure.copy()
         structure.scale_lattice(structure.volume * entry.xrd_scale**3)

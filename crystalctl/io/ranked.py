@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crystalctl.analysis.packed import Packed
 from crystalctl.analysis.ranking import Candidate, Ranking, differing
 from crystalctl.analysis.symmetrise import symmetrise
 from crystalctl.io.results import RAW, REPORT, RunFolder, file_safe
@@ -74,7 +75,7 @@ def _report(run: RunFolder, ranking: Ranking, rows: Sequence[Mapping[str, Any]],
     entries = [
         Entry(
             rank=candidate.rank,
-            structure=candidate.symmetric.structure,
+            structure=candidate.symmetric.packed,
             formula=candidate.formula,
             space_group=candidate.symmetric.symbol,
             space_group_number=candidate.symmetric.number,
@@ -130,7 +131,7 @@ def read_candidates(
             row["rank"],
             by_number[row["sample"]],
             row["formula"],
-            drawn[row["sample"]],
+            Packed.of(drawn[row["sample"]]),
             symmetrise(drawn[row["sample"]]),
             tuple(row["members"]),
             {name: row[name] for name in SCORES if name in row},
@@ -141,9 +142,9 @@ def read_candidates(
     ]
 
 
-def _raw_text(ranking: Ranking) -> str:
+def _raw_text(ranking: Ranking) -> Iterator[str]:
+    """The extended XYZ of all samples, one after the other."""
     ranks = ranking.rank_of()
-    rows = []
     for sample in ranking.samples:
         one, facts = ranking.crystals[sample.number], ranking.facts[sample.number]
         species = one.species.tolist()
@@ -156,5 +157,5 @@ def _raw_text(ranking: Ranking) -> str:
             "reason": facts.reason or "-",
             "source": sample.source or "-",
         }
-        rows.append((one.lattice[0].double().numpy(), one.frac.double().numpy(), species, info))
-    return extxyz_text(rows)
+        lattice, frac = one.lattice[0].double().numpy(), one.frac.double().numpy()
+        yield extxyz_text([(lattice, frac, species, info)])

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ class RunFolder:
         except (FileNotFoundError, SafetensorError):
             return None
 
-    def write(self, name: str, content: str) -> None:
+    def write(self, name: str, content: str | Iterable[str]) -> None:
         """Write one file of the run, whole or not at all."""
         write_atomic(self.path / name, content)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,17 @@ def parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file in one step: a reader sees the old file or the new one, never half."""
+def write_atomic(path: Path, content: str | bytes | Iterable[str]) -> None:
+    """Write a file in one step: a reader sees the old file or the new one, never half.
+
+    ``content`` may come in pieces, which are not held together in memory.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
+    pieces = [content] if isinstance(content, str | bytes) else content
     try:
         with part.open("wb") as handle:
-            handle.write(data)
+            for piece in pieces:
+                handle.write(piece.encode() if isinstance(piece, str) else piece)
             handle.flush()
             os.fsync(handle.fileno())
         part.replace(path)

@@ -11,6 +11,11 @@ drawn, for up to ``--relax-steps`` steps, then merged as ``relax`` does. A choic
 ``StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)`` finds it equal to the truth. ``any`` is right
 where one of the samples is.
 
+With WEIGHTS "auto" samples are drawn as ``predict`` does where nobody names a model: most in
+proposed templates, one in ten free of symmetry. ``by source`` then says of how many entries a
+source gave a sample that is right, and of how many no other did. ``--relax-most 0`` leaves
+energies out.
+
 Rows are kept in ``--rows``, where a stopped run continues. Two processes: ``--skip 100`` and other
 ``--rows`` for the second, then ``--entries 0 --merge A B`` prints the shares of both. Entries are
 the first of a shuffle by ``--shuffle-seed`` of the file given: MP-20 validation to choose a weight
@@ -23,6 +28,7 @@ import argparse
 import json
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +46,13 @@ from crystalctl.analysis.validity import invalid_reason
 from crystalctl.checkpoint import load_model, shipped_templates
 from crystalctl.crystal.batch import Crystals
 from crystalctl.crystal.convert import to_structures
+from crystalctl.crystal.elements import parse_formula, symbol_of
 from crystalctl.data.datasets import Dataset
 from crystalctl.models.device import pick_device
+from crystalctl.parts import ONE_IN, Part, numbered, plan_formulas
 from crystalctl.proposing import Mixture
+from crystalctl.sampling import draw_exact
+from crystalctl.selection import choose_weights
 from crystalctl.symmetry.assignments import lattice_points
 from crystalctl.templating import turns
 
@@ -61,6 +71,25 @@ def votes_of(truth: Crystals, k: int, source: Mixture) -> list[float]:
     return [votes[i] / taken.count(i) for i in taken]
 
 
+def plan_auto(truth: Crystals, k: int, loaded: Any, load: Any) -> list[Part]:
+    """What ``predict --num-atoms`` draws for the composition of one entry."""
+    points = lattice_points(int(truth.layout.space_group))
+    counts = {z: n // points for z, n in composition(truth.species).items()}
+    text = "".join(f"{symbol_of(z)}{n}" for z, n in counts.items())
+    return numbered(
+        plan_formulas(
+            loaded,
+            load,
+            formulas=[parse_formula(text)],
+            n=k,
+            n_free=k // ONE_IN,
+            symmetry=None,
+            templates=None,
+            num_atoms=sum(counts.values()),
+        )
+    )
+
+
 def judge(
     guesses: list[Crystals],
     votes: list[float],
@@ -68,6 +97,7 @@ def judge(
     potential: Any,
     settings: Settings,
     most: int,
+    sources: list[str],
 ) -> dict[str, Any]:
     """The candidates of one entry: energies, votes and whether each is right."""
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
@@ -77,13 +107,14 @@ def judge(
         return matcher.get_rms_dist(structure, reference) is not None
 
     able = []
-    for guess, vote in zip(guesses, votes, strict=True):
+    for guess, vote, source in zip(guesses, votes, sources, strict=True):
         if not invalid_reason(guess.lattice[0].double().numpy(), guess.frac.double().numpy()):
-            able.append((to_structures(without_symmetry(guess))[0], vote))
-    structures = [structure for structure, _ in able]
+            able.append((to_structures(without_symmetry(guess))[0], vote, source))
+    structures = [structure for structure, _, _ in able]
     groups = group_duplicates(structures)
     leaders = [structures[members[0]] for members in groups]
     frames = [AseAtomsAdaptor.get_atoms(primitive(structure)) for structure in leaders]
+    energies = energies_per_atom(potential, frames) if most else [None] * len(frames)
     found: list[dict[str, Any]] = [
         {
             "right": right(leader),
@@ -95,9 +126,7 @@ def judge(
             "steps": 0,
             "same as": None,
         }
-        for leader, members, energy in zip(
-            leaders, groups, energies_per_atom(potential, frames), strict=True
-        )
+        for leader, members, energy in zip(leaders, groups, energies, strict=True)
     ]
     usable = [i for i, c in enumerate(found) if c["energy"] is not None]
     rough = scores(
@@ -116,7 +145,12 @@ def judge(
     for members in group_duplicates([relaxed[i] for i in order]):
         for member in members[1:]:
             found[order[member]]["same as"] = order[members[0]]
-    return {"first": bool(structures) and right(structures[0]), "candidates": found}
+    good = Counter(source for structure, _, source in able if right(structure))
+    return {
+        "first": bool(structures) and right(structures[0]),
+        "right samples": good,
+        "candidates": found,
+    }
 
 
 def choices(row: dict[str, Any], weights: list[float]) -> dict[str, bool]:
@@ -215,14 +249,35 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str,
         "by weight in eV, as drawn": {f"{w:g}": share[f"drawn {w:g}"] for w in weights},
         "by weight in eV, relaxed": {f"{w:g}": share[f"relaxed {w:g}"] for w in weights},
     }
+    facts["by source"] = by_source(rows)
     return facts | ({"likeliest weight": likeliest(rows)} if options.fit else {})
+
+
+def by_source(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """In percent of the entries: where a source gave a right sample, and where no other did."""
+    found = [set(row.get("right samples", ())) for row in rows]
+    names = sorted(set().union(*found))
+    share = {n: (sum(n in f for f in found), sum(f == {n} for f in found)) for n in names}
+    return {
+        n: f"{100 * some / len(rows):.1f}, alone {100 * alone / len(rows):.1f}"
+        for n, (some, alone) in share.items()
+    }
 
 
 def compute(options: argparse.Namespace) -> list[str]:
     """Judge the entries that ``--rows`` lacks; all its lines."""
     options.templates, options.verbose = shipped_templates(), False
     device = pick_device(options.device)
-    model = load_model(options.weights_file, task="predict", device=device).model
+    known: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        if name not in known:
+            known[name] = load_model(name, task="predict", device=device)
+        return known[name]
+
+    auto = options.weights_file == "auto"
+    needs = {"composition"}
+    loaded = load(choose_weights("predict", needs, None, None) if auto else options.weights_file)
     standard = Dataset.load(options.test).standard
     assert standard is not None
     generator = torch.Generator().manual_seed(options.shuffle_seed)
@@ -237,15 +292,31 @@ def compute(options: argparse.Namespace) -> list[str]:
         for index in range(len(lines), len(test)):
             start = time.monotonic()
             one = test.index(torch.tensor([index]))
-            (guesses,) = draw(model, one, options.steps, options)
-            votes = votes_of(one, options.k, source)[: len(guesses)]
+            if auto:
+                parts = plan_auto(one, options.k, loaded, load)
+                drawn: dict[int, Crystals] = {}
+                for part in parts:
+                    drawn |= draw_exact(
+                        part.loaded.model,
+                        part.samples,
+                        seed=options.seed,
+                        steps=options.steps,
+                        device=device,
+                    )
+                planned = [sample for part in parts for sample in part.samples]
+                guesses = [drawn[sample.number] for sample in planned]
+                votes, sources = [s.votes for s in planned], [s.source for s in planned]
+            else:
+                (guesses,) = draw(loaded.model, one, options.steps, options)
+                votes = votes_of(one, options.k, source)[: len(guesses)]
+                sources = [str(loaded.meta["family"])] * len(guesses)
             row = {
                 "index": index + options.skip,
                 "row": int(chosen[index]),
                 "calculator": potential.name,
                 "relax steps": options.relax_steps,
                 "relax most": most,
-                **judge(guesses, votes, one, potential, settings, most),
+                **judge(guesses, votes, one, potential, settings, most, sources),
             }
             row["seconds"] = round(time.monotonic() - start, 1)
             lines.append(json.dumps(row))
@@ -256,7 +327,7 @@ def compute(options: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights_file", metavar="WEIGHTS", help="name or file of predict weights")
+    parser.add_argument("weights_file", metavar="WEIGHTS", help="predict weights, or auto")
     parser.add_argument("test", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--entries", type=int, default=200)

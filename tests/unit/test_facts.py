@@ -94,7 +94,7 @@ def test_symmetry_of_a_noisy_sample(noise: float, group: int) -> None:
     assert found.number == group
     if group == 1:
         assert found.symprec is None
-        assert found.structure is noisy
+        assert found.structure == noisy
     else:
         assert len(found.structure) == 8
         assert reproduces(noisy, found.structure, within_ang=0.2)
@@ -116,7 +116,6 @@ def test_facts() -> None:
     assert facts.formula == "NaCl"
     assert facts.symmetric is not None
     assert facts.symmetric.symbol == "Fm-3m"
-    assert facts.density == pytest.approx(2.16, abs=0.02)
     assert sample_facts(CUBE * 0, [[0, 0, 0]], [11]).reason
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from strategies import random_crystals
 
+from crystalctl.analysis.packed import Packed
 from crystalctl.analysis.ranking import Candidate, Ranking
 from crystalctl.analysis.symmetrise import Symmetric
 from crystalctl.crystal.goal import Goal
@@ -14,6 +16,8 @@ from crystalctl.goals import check_goal, parse_goal, rank_by_goal
 from crystalctl.models.latent_search import REACH, improved
 from crystalctl.planning import Sample
 from crystalctl.selection import choose_weights
+
+CELL = Packed(3 * np.eye(3), np.zeros((1, 3)), np.array([26], np.uint8))
 
 
 def test_goals_are_read():
@@ -139,7 +143,7 @@ def test_candidates_are_ranked_by_what_the_structure_is_predicted_to_have():
     def ranking(goal: Goal | None) -> Ranking:
         samples = [Sample(k, "any", "generated", 2, k, goal=goal) for k in (1, 2, 3)]
         rows = [
-            Candidate(k, sample, "X", None, Symmetric("P1", 1, None, 0.1), (k,))
+            Candidate(k, sample, "X", CELL, Symmetric(CELL, 1, "P1", 0.1), (k,))
             for k, sample in enumerate(samples, start=1)
         ]
         return Ranking(rows, samples, {}, parts)
