@@ -26,8 +26,8 @@ ONE_IN = 10
 """Of so many samples of a formula one is drawn free of symmetry, where nobody named a model."""
 FREE_VOTES = 0.02
 """Votes of all free samples of a formula together, as a part of those for its templates. Assumed,
-not fitted: 12 % of free samples are the true structure, which 20 samples in templates miss in 20 %
-(weights/README.md); one would add 2 % if it did not fail where templates do."""
+not fitted: 12 % of free samples are the true structure (weights/README.md), but none of 133
+formulas was found by them alone (docs/guide/predict.md), so they must not displace others."""
 Load = Callable[[str], "LoadedModel"]
 """Weights by name -> their model, for the task and on the device of the run."""
 
