@@ -53,6 +53,21 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_pieces_that_stop_coming_leave_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, iter(["a", "b\n"]))
+    assert path.read_text() == "ab\n"
+
+    def pieces():
+        yield "c"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_atomic(path, pieces())
+    assert path.read_text() == "ab\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_finish(run: RunFolder) -> None:
     run.save_tile(0, {"number": torch.arange(3)})
     run.write_summary([{"rank": 1, "formula": "NaCl"}], {"n_samples": 4})
