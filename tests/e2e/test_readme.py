@@ -59,7 +59,7 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-MOST = 6
+MOST = 4
 """Samples: what a command is asked to draw more often it does no differently."""
 
 

@@ -312,13 +312,14 @@ def test_a_cut_gzip_keeps_what_came_before_the_cut(kind: str, tmp_path: Path) ->
 
 def test_a_wrong_checksum_is_told(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl.gz"
-    content = bytearray(gzip.compress(_many("jsonl").encode()))
+    some = _many("jsonl").splitlines(keepends=True)[:40]
+    content = bytearray(gzip.compress("".join(some).encode()))
     content[-5] ^= 1
     path.write_bytes(bytes(content))
     kept, bad = rejected(path)
-    assert len(kept) == 400
+    assert len(kept) == 40
     ((number, reason),) = bad
-    assert number == 401
+    assert number == 41
     assert "rows of this file may be altered" in reason
 
 
