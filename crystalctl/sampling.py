@@ -73,6 +73,7 @@ def draw(
     else:
         drawn = _one_by_one(model, left, options, device, on_units)
     for (index, tile), crystals in drawn:
+        # Copies: a tensor from another process holds a file open.
         tensors = tensors_of(crystals, tile)
         if run is not None:
             run.save_tile(index, tensors)

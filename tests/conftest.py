@@ -11,7 +11,7 @@ from pymatgen.symmetry.groups import SpaceGroup
 
 settings.register_profile(
     "crystalctl",
-    max_examples=12,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     database=None,

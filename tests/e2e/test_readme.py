@@ -59,8 +59,8 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-MOST = 4
-"""Samples: what a command is asked to draw more often it does no differently."""
+MOST = 10
+"""Samples: of so many one is free of symmetry, so that both models of a prediction take part."""
 
 
 def shortened(line: str) -> str:

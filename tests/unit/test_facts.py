@@ -116,6 +116,7 @@ def test_facts() -> None:
     assert facts.formula == "NaCl"
     assert facts.symmetric is not None
     assert facts.symmetric.symbol == "Fm-3m"
+    assert facts.symmetric.structure.density == pytest.approx(2.16, abs=0.02)
     assert sample_facts(CUBE * 0, [[0, 0, 0]], [11]).reason
 
 

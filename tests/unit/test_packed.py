@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from prototypes import diamond, perovskite, rock_salt
-from strategies import random_crystals
+from strategies import random_crystals, symmetric_crystals
 
 from crystalctl.analysis.packed import Packed
 from crystalctl.drawn import Drawn, tensors_of
@@ -27,6 +27,23 @@ def tile_of(numbers: list[int], seed: int) -> tuple[list[Sample], dict[str, torc
     sizes = tuple(1 + number % 3 for number in numbers)
     tile = [Sample(n, "any", "x", size, n) for n, size in zip(numbers, sizes, strict=True)]
     return tile, tensors_of(random_crystals(sizes, seed), tile)
+
+
+def test_drawn_crystals_keep_their_orbits() -> None:
+    crystals = symmetric_crystals()
+    numbers = list(range(1, len(crystals) + 1))
+    sizes = crystals.layout.counts
+    tile = [Sample(n, "any", "x", size, n) for n, size in zip(numbers, sizes, strict=True)]
+    drawn = Drawn()
+    drawn.add(tensors_of(crystals, tile))
+    for number, one in zip(numbers, crystals.split(), strict=True):
+        again, orbits = drawn[number].layout, one.layout.orbits
+        assert again.orbits is not None
+        assert orbits is not None
+        assert torch.equal(again.space_group, one.layout.space_group)
+        for name in ("n_orbits", "multiplicity", "rotation", "translation", "pull_back"):
+            assert torch.equal(getattr(again.orbits, name), getattr(orbits, name)), name
+        assert torch.equal(drawn[number].frac, one.frac)
 
 
 def test_drawn_crystals_are_those_added_last() -> None:
