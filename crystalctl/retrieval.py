@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -143,28 +143,40 @@ class Memory:
         return memory if cost is None else replace(memory, cost=cost)
 
     @cached_property
-    def by_counts(self) -> dict[tuple[int, ...], list[Entry]]:
+    def _elements(self) -> tuple[Ints, Ints, Ints]:
+        """The elements of each structure, by their atoms in the primitive cell and atomic number.
+
+        Returns where those of a structure begin (N + 1,), and of each its atoms and atomic number.
+        """
+        owner = np.repeat(np.arange(len(self.group)), self.n_orbits)
+        pair, where = np.unique(owner * 128 + self.species, return_inverse=True)
+        atoms = np.bincount(where, tables().multiplicity[self.rows]).astype(np.int64)
+        points = np.array([0, *(lattice_points(group) for group in range(1, 231))])
+        structure, z = pair // 128, pair % 128
+        atoms //= points[self.group[structure]]
+        order = np.lexsort((z, atoms, structure))
+        first = np.searchsorted(structure, np.arange(len(self.group) + 1))
+        return first, atoms[order], z[order]
+
+    @cached_property
+    def by_counts(self) -> dict[tuple[int, ...], list[int]]:
         """Atoms of each element, primitive cell, sorted -> the structures that have them."""
-        size = tables().multiplicity
-        found: dict[tuple[int, ...], list[Entry]] = defaultdict(list)
-        ends = np.cumsum(self.n_orbits)
-        weight = np.ones(len(ends)) if self.weight is None else self.weight
-        for group, start, end, its in zip(
-            self.group.tolist(),
-            (ends - self.n_orbits).tolist(),
-            ends.tolist(),
-            weight.tolist(),
-            strict=True,
-        ):
-            rows, species = self.rows[start:end], self.species[start:end]
-            counts: dict[int, int] = defaultdict(int)
-            for row, z in zip(rows.tolist(), species.tolist(), strict=True):
-                counts[z] += int(size[row])
-            points = lattice_points(group)
-            order = sorted(counts, key=lambda z: (counts[z], z))
-            key = tuple(counts[z] // points for z in order)
-            found[key].append(Entry(group, tuple(order), rows, species, its))
+        first, atoms, _ = self._elements
+        found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        counts = atoms.tolist()
+        for structure, (start, end) in enumerate(pairwise(first.tolist())):
+            found[tuple(counts[start:end])].append(structure)
         return found
+
+    def entries(self, counts: tuple[int, ...]) -> Iterator[Entry]:
+        """The structures with so many atoms of their elements, in the primitive cell and sorted."""
+        first, _, elements = self._elements
+        ends = np.cumsum(self.n_orbits)
+        for i in self.by_counts.get(counts, []):
+            here = slice(int(ends[i] - self.n_orbits[i]), int(ends[i]))
+            order = tuple(elements[first[i] : first[i + 1]].tolist())
+            weight = 1.0 if self.weight is None else float(self.weight[i])
+            yield Entry(int(self.group[i]), order, self.rows[here], self.species[here], weight)
 
     def propose(
         self,
@@ -182,7 +194,7 @@ class Memory:
         votes: dict[Orbits, dict[Orbits, float]] = defaultdict(lambda: defaultdict(float))
         orders = same_counts(wanted, composition)
         target = np.array(orders)
-        for entry in self.by_counts.get(key, []):
+        for entry in self.entries(key):
             elements, species = entry.elements, entry.species
             if groups is not None and entry.group not in groups:
                 continue

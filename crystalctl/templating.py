@@ -167,7 +167,9 @@ def predict_templates(
     """
     known: Counter[Orbits] = Counter()
     for text, count in statistics.templates.items():
-        known[canonical_orbits((row, 0) for row in _split(text)[1])] += count
+        group, rows = _split(text)
+        if group in symmetry.groups:
+            known[canonical_orbits((row, 0) for row in rows)] += count
     found: dict[Orbits, tuple[tuple[int, int], Assignment, int]] = {}
     for group in symmetry.groups:
         for way in islice(ways_in(symmetry, group, composition), MOST_ASSIGNMENTS):

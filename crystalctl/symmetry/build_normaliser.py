@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from crystalctl.symmetry.tables import TRANSLATION_DENOMINATOR, Ints
 _SHIFTS = [k for k in range(TRANSLATION_DENOMINATOR) if k % 2 == 0 or k % 3 == 0]
 _POINT = np.array([0.1357, 0.2943, 0.4179])
 """Anchors of no symmetry, to see where a position goes."""
+_CELLS = np.array(list(product((-1, 0, 1), repeat=3)))
 
 
 def relabellings(number: int, table: Any) -> Ints:
@@ -34,8 +35,10 @@ def relabellings(number: int, table: Any) -> Ints:
         return np.zeros((1, 1), dtype=np.int64)
     found = {tuple(range(n))}
     generators: list[tuple[int, ...]] = []
+    places = _places(number, table)
+    general = _general(number, table)
     for matrix, shift in _normalising(number, table):
-        new = _permutation(number, table, matrix, shift)
+        new = _permutation(places, general, matrix, shift / TRANSLATION_DENOMINATOR)
         if new not in found:
             generators.append(new)
             found = _closure(generators, n)
@@ -57,27 +60,26 @@ def _normalising(number: int, table: Any) -> Iterator[tuple[Ints, Ints]]:
     The group's own operations move no position, so one W of each coset W R is enough. Two pairs of
     one W differ by a pure shift, so the first stands for all of them where W is not the identity.
     """
-    last = int(table.first_position[number]) - 1
-    here = slice(int(table.first_operation[last]), int(table.first_operation[last + 1]))
-    rotation = table.rotation[here]
-    translation = np.rint(table.translation[here] * TRANSLATION_DENOMINATOR).astype(np.int64)
+    rotation, exact = _general(number, table)
+    translation = np.rint(exact * TRANSLATION_DENOMINATOR).astype(np.int64)
     # The general position starts with the operations x -> R x, one for each centring vector; the
     # translation of an operation counts modulo the whole lattice.
     basis = primitive_basis(table.symbols[number - 1][0])
     into = np.linalg.inv(basis.T)
-    there: dict[bytes, Ints] = {}
-    for matrix, shift in zip(rotation, translation, strict=True):
-        there.setdefault(matrix.astype(np.int8).tobytes(), shift)
+    there: dict[int, Ints] = {}
+    for code, shift in zip(_codes(rotation), translation, strict=True):
+        there.setdefault(code, shift)
     shifts = np.array(list(product(_SHIFTS, repeat=3)))
-    tried: set[bytes] = set()
+    tried: set[int] = set()
     matrices = _matrices(table.families[number - 1])
-    for matrix in matrices[_whole_rows((into @ matrices @ basis.T).reshape(-1, 9))]:
-        if matrix.astype(np.int8).tobytes() in tried:
+    matrices = matrices[_whole_rows((into @ matrices @ basis.T).reshape(-1, 9))]
+    inverses = np.rint(np.linalg.inv(matrices)).astype(np.int64)
+    for code, matrix, inverse in zip(_codes(matrices), matrices, inverses, strict=True):
+        if code in tried:
             continue
-        tried |= {one.astype(np.int8).tobytes() for one in matrix @ rotation}
-        inverse = np.rint(np.linalg.inv(matrix)).astype(np.int64)
+        tried.update(_codes(matrix @ rotation))
         turned = matrix @ rotation @ inverse
-        keys = [one.astype(np.int8).tobytes() for one in turned]
+        keys = _codes(turned)
         if any(key not in there for key in keys):
             continue
         # (W, w) (R, t) (W, w)^-1 = (R', W t + w - R' w) must be (R', t') modulo the lattice.
@@ -107,32 +109,56 @@ def _whole_rows(values: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _permutation(number: int, table: Any, matrix: Ints, shift: Ints) -> tuple[int, ...]:
-    first = int(table.first_position[number - 1])
+def _codes(matrices: Ints) -> list[int]:
+    """A number for each integer matrix (n, 3, 3) with entries from -20 to 20."""
+    codes: list[int] = ((matrices.reshape(-1, 9) + 20) @ 41 ** np.arange(9)).tolist()
+    return codes
+
+
+def _general(number: int, table: Any) -> tuple[Ints, np.ndarray]:
+    """The operations of the general position, which is the last of a group."""
     last = int(table.first_position[number]) - 1
-    general = slice(int(table.first_operation[last]), int(table.first_operation[last + 1]))
-    out = []
-    for row in range(first, last + 1):
+    here = slice(int(table.first_operation[last]), int(table.first_operation[last + 1]))
+    return table.rotation[here], table.translation[here]
+
+
+class _Place(NamedTuple):
+    """A position: a point on it, the origin of its first operation, what takes a vector off it."""
+
+    kind: tuple[int, int]
+    point: np.ndarray
+    origin: np.ndarray
+    off: np.ndarray
+
+
+def _places(number: int, table: Any) -> list[_Place]:
+    found = []
+    for row in range(*table.first_position[number - 1 : number + 1]):
         start = int(table.first_operation[row])
-        point = table.rotation[start] @ _POINT + table.translation[start]
-        point = matrix @ point + shift / TRANSLATION_DENOMINATOR
-        orbit = (table.rotation[general] @ point + table.translation[general]) % 1.0
-        out.append(_position_of(orbit, row, table, range(first, last + 1)) - first)
+        rotation, origin = table.rotation[start], table.translation[start]
+        off = np.eye(3) - rotation @ np.linalg.pinv(rotation)
+        kind = int(table.multiplicity[row]), int(table.freedom[row])
+        found.append(_Place(kind, rotation @ _POINT + origin, origin, off))
+    return found
+
+
+def _permutation(
+    places: list[_Place], general: tuple[Ints, np.ndarray], matrix: Ints, shift: np.ndarray
+) -> tuple[int, ...]:
+    rotation, translation = general
+    out = []
+    for place in places:
+        moved = matrix @ place.point + shift
+        out.append(_position_of((rotation @ moved + translation) % 1.0, place, places))
     assert sorted(out) == list(range(len(out)))
     return tuple(out)
 
 
-def _position_of(orbit: np.ndarray, like: int, table: Any, rows: range) -> int:
+def _position_of(orbit: np.ndarray, like: _Place, places: list[_Place]) -> int:
     """The position on whose first point some point of an orbit stands, of the kind of ``like``."""
-    cells = np.array(list(product((-1, 0, 1), repeat=3)))
-    for row in rows:
-        same = table.multiplicity[row] == table.multiplicity[like]
-        if not same or table.freedom[row] != table.freedom[like]:
-            continue
-        start = int(table.first_operation[row])
-        rotation, translation = table.rotation[start], table.translation[start]
-        vectors = (orbit[:, None] + cells - translation).reshape(-1, 3)
-        rest = vectors - vectors @ (rotation @ np.linalg.pinv(rotation)).T
-        if np.abs(rest).max(1).min() < 1e-6:
-            return row
-    raise AssertionError(f"position {like} goes nowhere")
+    for number, place in enumerate(places):
+        if place.kind == like.kind:
+            vectors = orbit[:, None] + _CELLS - place.origin
+            if np.abs(vectors @ place.off.T).max(2).min() < 1e-6:
+                return number
+    raise AssertionError(f"a position of kind {like.kind} goes nowhere")

@@ -61,31 +61,29 @@ def sites_of(orbits: Orbits) -> Sites:
 def _table(device: torch.device) -> dict[str, Tensor]:
     """Rows by position: the operations whose images differ by more than a lattice vector."""
     table = tables()
-    rotations, translations, counts, read, back = [], [], [], [], []
-    for row in range(len(table.group)):
-        basis = primitive_basis(table.symbols[table.group[row] - 1][0])
-        into = np.linalg.inv(basis.T)
-        here = slice(int(table.first_operation[row]), int(table.first_operation[row + 1]))
-        shift = table.translation[here] @ into.T
-        whole = np.rint(shift * TRANSLATION_DENOMINATOR) % TRANSLATION_DENOMINATOR
-        key = np.concatenate([table.rotation[here].reshape(-1, 9), whole], 1)
-        kept = np.sort(np.unique(key, axis=0, return_index=True)[1])
-        rotation = into @ table.rotation[here][kept]
-        rotations.append(rotation)
-        translations.append(shift[kept])
-        counts.append(len(kept))
-        read.append(np.linalg.pinv(rotation[0]))
-        used = np.diag((table.rotation[here][0] != 0).any(0).astype(float))
-        back.append(used @ table.pull[here][kept] @ basis.T)
-    n_images = torch.tensor(counts)
+    n_operations = np.diff(table.first_operation)
+    position = np.repeat(np.arange(len(table.group)), n_operations)
+    basis = np.stack([primitive_basis(letter) for letter in CENTRINGS])
+    basis = basis[centring_index().numpy()[table.group]]
+    into = np.linalg.inv(basis.transpose(0, 2, 1))
+    shift = (into[position] @ table.translation[..., None])[..., 0]
+    whole = np.rint(shift * TRANSLATION_DENOMINATOR) % TRANSLATION_DENOMINATOR
+    key = np.concatenate([position[:, None], table.rotation.reshape(-1, 9), whole], 1)
+    kept = np.sort(np.unique(key, axis=0, return_index=True)[1])
+    position = position[kept]
+    rotation = into[position] @ table.rotation[kept]
     leading = table.rotation[table.first_operation[:-1]]
+    used = (leading != 0).any(1)[position]
+    back = used[..., None] * (table.pull[kept] @ basis[position].transpose(0, 2, 1))
+    n_images = torch.from_numpy(np.bincount(position))
+    first = torch.cumsum(n_images, 0) - n_images
     found = {
         "n_images": n_images,
-        "first": torch.cumsum(n_images, 0) - n_images,
-        "rotation": torch.from_numpy(np.concatenate(rotations)).float(),
-        "translation": torch.from_numpy(np.concatenate(translations)).float(),
-        "read": torch.from_numpy(np.stack(read)).float(),
-        "back": torch.from_numpy(np.concatenate(back)).float(),
+        "first": first,
+        "rotation": torch.from_numpy(rotation).float(),
+        "translation": torch.from_numpy(shift[kept]).float(),
+        "read": torch.from_numpy(np.linalg.pinv(rotation[first.numpy()])).float(),
+        "back": torch.from_numpy(back).float(),
         "free": torch.from_numpy((leading != 0).any(1)),
     }
     return {name: tensor.to(device) for name, tensor in found.items()}

@@ -100,7 +100,8 @@ def learn_cost(
 def _classes(memory: Memory) -> list[_Class]:
     number: dict[object, int] = {}
     found = []
-    for counts, entries in memory.by_counts.items():
+    for counts in memory.by_counts:
+        entries = list(memory.entries(counts))
         slots = range(len(counts))
         orders = same_counts(slots, dict(enumerate(counts)))
         templates = []

@@ -33,6 +33,21 @@ REQUEST = {
 }
 
 
+@pytest.fixture(scope="module")
+def small_tiles() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(small_tiles, tmp_path_factory) -> Path:
+    """The run of one process."""
+    folder: Path = tmp_path_factory.mktemp("plain") / "run"
+    assert predict(**REQUEST, jobs=1, out=folder).n_samples == 8
+    return folder
+
+
 def results(folder: Path) -> dict[str, bytes]:
     """All files of a run but the one that tells when and how it was made."""
     files = {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "manifest.json"}
@@ -53,10 +68,8 @@ def processes_below(parent: int) -> dict[int, str]:
     return {int(pid): " ".join(args) for pid, _, *args in rows if int(pid) in below - {parent}}
 
 
-def test_a_killed_worker_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_worker_changes_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
-    plain = predict(**REQUEST, jobs=1, out=tmp_path / "plain")
     killed: list[int] = []
     save = RunFolder.save_tile
 
@@ -78,8 +91,8 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, monkeypatch) -> None:
         **REQUEST, cluster="local", jobs=2, out=tmp_path / "shared", on_progress=on_progress
     )
     assert killed
-    assert results(tmp_path / "shared") == results(tmp_path / "plain")
-    assert shared.n_samples == plain.n_samples == 8
+    assert results(tmp_path / "shared") == results(plain)
+    assert shared.n_samples == 8
     assert told == sorted(told)
     assert told[-1] == (8_000, 8_000)
     assert len(set(told)) > 2
@@ -153,9 +166,10 @@ def test_relax_and_evaluate_with_a_killed_worker_each(tmp_path: Path, monkeypatc
     assert written(tmp_path / "judged shared") == written(tmp_path / "judged alone")
 
 
-def test_interrupted_then_resumed_without_a_cluster(tmp_path: Path, monkeypatch) -> None:
+def test_interrupted_then_resumed_without_a_cluster(
+    plain: Path, tmp_path: Path, monkeypatch
+) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
     save = RunFolder.save_tile
 
     def save_and_stop(run, index, tensors) -> None:
@@ -170,8 +184,7 @@ def test_interrupted_then_resumed_without_a_cluster(tmp_path: Path, monkeypatch)
     assert not any("ray" in name for name in processes_below(os.getpid()).values())
     assert len(list(run.glob("partial/tile-*"))) == 1
     predict(**REQUEST, jobs=1, out=run, resume=True)
-    predict(**REQUEST, jobs=1, out=tmp_path / "plain")
-    assert results(run) == results(tmp_path / "plain")
+    assert results(run) == results(plain)
 
 
 @pytest.mark.parametrize("address", ["", "somewhere", "host:0", "host:port", ":6379", "h:99999999"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,27 @@ from crystalctl import parallel, predict
 from crystalctl.errors import CrystalctlError
 from crystalctl.io.results import RunFolder
 
-REQUEST = {"formulas": ["SrTiO3", "NaCl"], "n": 10, "steps": 2, "report": False}
+REQUEST = {
+    "formulas": ["SrTiO3", "NaCl"],
+    "n": 10,
+    "steps": 2,
+    "report": False,
+    "relax": False,
+}
 
 
-@pytest.fixture(autouse=True)
-def small_work_is_worth_it(monkeypatch) -> None:
-    monkeypatch.setattr(parallel, "WORTH", 0)
-    monkeypatch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
+@pytest.fixture(autouse=True, scope="module")
+def small_work_is_worth_it() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "WORTH", 0)
+        patch.setattr("crystalctl.tiles.EDGE_BUDGET", {"cpu": 60})
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone() -> list:
+    """What one process draws."""
+    return cells(predict(**REQUEST, jobs=1))
 
 
 def cells(result) -> list:
@@ -27,7 +42,7 @@ def cells(result) -> list:
     return [(c.rank, c.structure.lattice.matrix.tolist()) for c in result.candidates]
 
 
-def test_processes_change_nothing() -> None:
+def test_processes_change_nothing(alone) -> None:
     """Of either of the two models that share a prediction."""
     reports: list[tuple[int, int]] = []
 
@@ -36,8 +51,7 @@ def test_processes_change_nothing() -> None:
             reports.append((done, total))
 
     shared = predict(**REQUEST, jobs=2, on_progress=on_progress)
-    alone = predict(**REQUEST, jobs=1)
-    assert cells(shared) == cells(alone)
+    assert cells(shared) == alone
     assert any("diffcsp x1" in row["source"] for row in shared.rows)
     assert reports == sorted(reports)
     assert reports[-1] == (20_000, 20_000)
@@ -56,7 +70,7 @@ def test_the_cpu_has_one_thread_while_it_samples() -> None:
         torch.set_num_threads(before)
 
 
-def test_a_killed_process_costs_the_run_but_no_tile(tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_process_costs_the_run_but_no_tile(alone, tmp_path: Path, monkeypatch) -> None:
     save = RunFolder.save_tile
 
     def save_and_kill(run, index, tensors) -> None:
@@ -69,7 +83,7 @@ def test_a_killed_process_costs_the_run_but_no_tile(tmp_path: Path, monkeypatch)
         predict(**REQUEST, jobs=2, out=tmp_path / "run")
     monkeypatch.setattr(RunFolder, "save_tile", save)
     resumed = predict(**REQUEST, jobs=1, out=tmp_path / "run", resume=True)
-    assert cells(resumed) == cells(predict(**REQUEST, jobs=1))
+    assert cells(resumed) == alone
 
 
 def children() -> list[int]:
