@@ -8,13 +8,12 @@ replayed operation by operation into the same memory, as CUDA graphs are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
@@ -79,7 +78,8 @@ class Graph:
     def replay(self) -> None:
         """Run what was recorded again, into the memory of the first time."""
         for func, args, kwargs, out in self.operations:
-            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+            again = func(*args, **kwargs)
+            for old, new in zip(_leaves((out,)), _leaves((again,)), strict=True):
                 if isinstance(old, torch.Tensor) and new.data_ptr() != old.data_ptr():
                     old.copy_(new)
 
@@ -99,7 +99,7 @@ class PretendGpu(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        leaves = tree_leaves((args, kwargs))
+        leaves = list(_leaves((*args, *kwargs.values())))
         held = [x for x in leaves if isinstance(x, OnGpu)]
         places = [x for x in leaves if isinstance(x, torch.device)]
         here = any(place.type == NAME for place in places)
@@ -116,13 +116,14 @@ class PretendGpu(TorchDispatchMode):
             shapes = [tuple(x.shape) for x in plain if x.dim()]
             raise RuntimeError(f"{func}: operands on two devices, on the CPU: {shapes}")
         known = {id(x.elem): x for x in held}
-        args, kwargs = tree_map(_bare, args), tree_map(_bare, kwargs)
+        args = _mapped(_bare, args)
+        kwargs = {name: _mapped(_bare, value) for name, value in kwargs.items()}
         out = func(*args, **kwargs)
         if self.graph is not None:
             self.graph.operations.append((func, args, kwargs, out))
         if back:
             return out
-        return tree_map(lambda x: _wrapped(x, known), out)
+        return _mapped(lambda x: _wrapped(x, known), out)
 
     def _note(self, what: list[str], text: str) -> None:
         if self.strict or self.graph is not None:
@@ -137,6 +138,22 @@ class PretendGpu(TorchDispatchMode):
             yield
         finally:
             self.graph = None
+
+
+def _leaves(items: Iterable[Any]) -> Iterator[Any]:
+    """What nested lists and tuples hold; operations know no other containers."""
+    for x in items:
+        if isinstance(x, (list, tuple)):
+            yield from _leaves(x)
+        else:
+            yield x
+
+
+def _mapped(change: Callable[[Any], Any], x: Any) -> Any:
+    """``x`` or, if it is a list or tuple, a like one of what its items become."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(_mapped(change, item) for item in x)
+    return change(x)
 
 
 def _bare(x: Any) -> Any:
