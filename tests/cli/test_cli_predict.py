@@ -121,7 +121,8 @@ class TestResume:
             assert Path("cut", name).read_bytes() == Path("whole", name).read_bytes()
 
     def test_killed_run_continues(self) -> None:
-        command = [sys.executable, str(FAKE), "predict", "-f", "NaCl", "--n", "20", "--out", "run"]
+        line = "predict -f NaCl --n 20 --out run --no-relax"
+        command = [sys.executable, str(FAKE), *line.split()]
         environment = {**os.environ, "FAKE_SLEEP": "0.3"}
         process = subprocess.Popen(command, env=environment)
         partial = Path("run/partial")

@@ -9,7 +9,7 @@ from prototypes import record, rock_salt, write_lines
 
 def test_predict_then_evaluate(shell, tmp_path) -> None:
     write_lines(tmp_path / "truth.jsonl", [record(rock_salt(), id="mp-22862")])
-    shell("crystalctl predict --formula NaCl --n 6 --out runs/NaCl -q")
+    shell("crystalctl predict --formula NaCl --n 6 --out runs/NaCl --no-relax -q")
     line = "crystalctl evaluate runs --reference truth.jsonl --cache cache --json"
     found = json.loads(shell(line).stdout)["runs"]["NaCl"]
     assert found["task"] == "predict"

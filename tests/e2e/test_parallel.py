@@ -19,7 +19,6 @@ REQUEST = {
     "n": 10,
     "steps": 2,
     "report": False,
-    "relax": False,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.io import write
+from prototypes import caesium_chloride
 from pymatgen.core import Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 from pymatgen.io.ase import AseAtomsAdaptor
@@ -283,7 +284,7 @@ def test_an_extxyz_cut_in_a_frame_keeps_the_frames_before(tmp_path: Path) -> Non
 
 
 def _many(kind: str) -> str:
-    salt = rock_salt()
+    salt = caesium_chloride()  # its symmetry is found sooner than that of rock salt
     records = [record(salt, id=f"m-{n}") for n in range(400)]
     if kind == "csv":
         cif = salt.to(fmt="cif").replace('"', "'")
