@@ -82,12 +82,14 @@ def position_row(group: int, letter: str) -> int:
 def parse_wyckoff(group: int, text: str) -> list[int]:
     """Table rows of a list such as ``4a,4b,8c`` or ``a b c``; repetitions stay.
 
-    Raises ``InputError`` for a letter that the group does not have, and for a position without
-    freedom asked for twice, which would put two atoms on one point.
+    Raises ``InputError`` for an empty place in the list, for a letter that the group does not have,
+    and for a position without freedom asked for twice, which would put two atoms on one point.
     """
-    words = [word for word in re.split(r"[,\s;]+", text.strip()) if word]
-    if not words:
+    if not text.strip():
         raise InputError("no Wyckoff positions given", "write them like 4a,4b,8c")
+    words = re.split(r"\s*[,;]\s*|\s+", text.strip())
+    if not all(words):
+        raise InputError(f"'{text}' has an empty place", "write positions like 4a,4b,8c")
     rows = [position_row(group, word) for word in words]
     for row in dict.fromkeys(rows):
         here = position(row)
