@@ -9,6 +9,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from pymatgen.symmetry.groups import SpaceGroup
 
+# Before anything imports triton: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile(
     "crystalctl",
     max_examples=15,

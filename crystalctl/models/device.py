@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from crystalctl.errors import InputError
+from crystalctl.networks.choice import Choice
+from crystalctl.networks.cspnet import CSPNet
 
 Call = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 """A network call of fixed shapes: (state, time steps) -> outputs."""
@@ -50,6 +53,16 @@ def compile_dense(
     """
     if device.type != "cpu" or backend != "inductor":
         model.compile(dynamic=True, backend=backend)
+
+
+def fuse_messages(model: torch.nn.Module, device: torch.device) -> None:
+    """On a GPU with triton, let every CSPNet of the model try the fused pair messages."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return
+    choice = Choice()
+    for network in model.modules():
+        if isinstance(network, CSPNet):
+            network.fuse(choice)
 
 
 def replayed(call: Call, state: Mapping[str, Tensor], time: Tensor) -> Call:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from crystalctl.crystal.batch import MAX_Z, Layout
 from crystalctl.crystal.segments import Graph, crystal_mean, neighbour_mean
 from crystalctl.crystal.sites import Sites
+from crystalctl.networks.choice import Choice
 from crystalctl.networks.fourier import FourierTables
+from crystalctl.networks.fused import Work, best_tile, fused_messages
 from crystalctl.networks.layers import mlp, time_features
 from crystalctl.networks.pairs import Incidence
 from crystalctl.networks.radial import PairHead, PeriodicShells, Shells
@@ -65,6 +67,7 @@ class CSPLayer(nn.Module):
         self.edge_mlp = mlp(sum(self.columns), hidden, hidden)
         self.node_mlp = mlp(2 * hidden, hidden, hidden)
         self.second_half: Callable[[Tensor], Tensor] = self._second_half
+        self.choice: Choice | None = None
 
     def _second_half(self, first: Tensor) -> Tensor:
         """SiLU-Linear-SiLU over the pre-activations of the pairs, (E, H): most of the work."""
@@ -73,6 +76,19 @@ class CSPLayer(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what is dense and of one kind; the gathers around it stay as they are."""
         self.second_half = torch.compile(self._second_half, *args, **kwargs)
+
+    def _plain_messages(self, work: Work) -> Tensor:
+        """The mean messages (A, H), one operation after the other."""
+        first = work.pairs @ work.ends
+        if work.extra is not None:
+            first = first + work.extra
+        return neighbour_mean(self.second_half(first), work.graph)
+
+    def _messages(self, work: Work) -> Tensor:
+        """The mean messages (A, H), in one kernel where that has turned out faster."""
+        plain = self._plain_messages
+        tile = None if self.choice is None else best_tile(work, plain, self.choice)
+        return plain(work) if tile is None else fused_messages(work, tile)
 
     def fourier_weight(self) -> Tensor:
         """The columns of the first edge Linear that act on the Fourier features, (H, 6K)."""
@@ -101,10 +117,11 @@ class CSPLayer(nn.Module):
         sender = F.linear(x, w_sender)
         # Added up in the precision of the weights: under autocast the ends come in bf16.
         ends = (receiver.to(table.dtype), sender.to(table.dtype))
-        first = pairs @ torch.cat([table, *ends])
+        extra = None
         if radial is not None and self.radial is not None:
-            first = first + F.linear(radial, self.radial)
-        message = neighbour_mean(self.second_half(first), neighbours)
+            extra = F.linear(radial, self.radial)
+        w, b = (self.edge_mlp.get_parameter(name) for name in ("2.weight", "2.bias"))
+        message = self._messages(Work(torch.cat([table, *ends]), extra, w, b, pairs, neighbours))
         update: Tensor = self.node_mlp(torch.cat([x, message.to(x.dtype)], 1))
         return h + update
 
@@ -156,6 +173,11 @@ class CSPNet(nn.Module):
         """Compile the dense part of every layer (arguments as for ``torch.compile``)."""
         for layer in self.layers:
             layer.compile(*args, **kwargs)
+
+    def fuse(self, choice: Choice | None) -> None:
+        """Let ``choice`` find out whether messages are made in one kernel; None: they are not."""
+        for layer in self.layers:
+            layer.choice = choice  # type: ignore[assignment]
 
     def tables(self) -> list[Tensor]:
         """Fourier tables of all layers, (3M, H) each; they change only with the weights."""

@@ -10,7 +10,9 @@ Symbols: E pairs, A receivers, R rows of the table, H outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crystalctl.crystal.segments import Graph
+from crystalctl.networks.choice import Choice
 from crystalctl.networks.pairs import Incidence
 
 _ENTRIES = 16
@@ -39,10 +42,12 @@ class Tile:
 
 
 TILES = {
-    torch.bfloat16: (Tile(64, 64, 128, warps=8, stages=2), Tile(64, 32, 128, warps=8, stages=3)),
+    torch.bfloat16: (Tile(64, 64, 128, warps=16, stages=2), Tile(64, 64, 128, warps=8, stages=2)),
     torch.float32: (Tile(32, 32, 64, warps=8, stages=2),),
 }
 """What is tried for operands of a type; ``networks/kernels.py`` has the budget."""
+TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
+"""Difference to the plain form that is rounding, as a part of the norm."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,47 @@ class Work:
         return self.ends.dtype
 
     @property
-    def fits(self) -> bool:
-        """Whether the kernels can do it."""
-        return self.dtype in TILES and not self.pairs.weights.requires_grad
+    def learns(self) -> bool:
+        """Whether gradients will be asked for."""
+        return torch.is_grad_enabled() and self.ends.requires_grad
+
+
+def best_tile(work: Work, plain: Callable[[Work], Tensor], choice: Choice) -> Tile | None:
+    """The tile with which ``fused_messages`` does ``work`` fastest; None: ``plain`` is faster.
+
+    Tried once for each kind of work, sizes within a factor of 2 being one kind: later calls neither
+    try nor wait for the device. None where the kernels cannot do it, and while a CUDA graph is
+    recorded, as nothing can be tried there.
+    """
+    dtype = work.dtype
+    if dtype not in TILES or work.pairs.weights.requires_grad:
+        return None
+    size = len(work.pairs.rows).bit_length()
+    kind = (work.learns, dtype, work.ends.shape[1], work.extra is None, size)
+    if kind not in choice.taken and _recorded(work.ends):
+        return None
+    ways = {tile: _trial(work, partial(fused_messages, tile=tile)) for tile in TILES[dtype]}
+    return choice.pick(kind, _trial(work, plain), ways, tolerance=TOLERANCE[dtype])
+
+
+def _recorded(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _trial(work: Work, messages: Callable[[Work], Tensor]) -> Callable[[], Sequence[Tensor]]:
+    """The messages, and with them all gradients of half their square if they will be needed."""
+
+    def run() -> Sequence[Tensor]:
+        if not work.learns:
+            return [messages(work)]
+        ends = work.ends.detach().requires_grad_()
+        extra = None if work.extra is None else work.extra.detach().requires_grad_()
+        leaves = [x for x in (ends, extra, work.weight, work.bias) if x is not None]
+        out = messages(replace(work, ends=ends, extra=extra))
+        found = torch.autograd.grad(out, [x for x in leaves if x.requires_grad], out.detach())
+        return [out.detach(), *found]
+
+    return run
 
 
 def fused_messages(work: Work, tile: Tile) -> Tensor:
@@ -103,7 +146,8 @@ class _Messages(torch.autograd.Function):
         added = None if extra is None else extra.to(dtype).contiguous()
         first = ends.new_empty(n_pairs, hidden, dtype=dtype)
         n_tiles = -(-n_pairs // tile.pairs)
-        sums, out = ends.new_empty(2, len(degree), hidden, dtype=torch.float32)
+        out = ends.new_empty(len(degree), hidden, dtype=torch.float32)
+        sums = torch.empty_like(out)
         carry = sums.new_empty(n_tiles, hidden)
         sizes = _sizes(hidden, tile)
         with torch.cuda.device_of(ends):
@@ -115,7 +159,7 @@ class _Messages(torch.autograd.Function):
             begin = torch.cumsum(degree, 0) - degree
             kernels.mean_kernel[(len(degree),)](sums, carry, begin, degree, out, **sizes)
         ctx.save_for_backward(first, weight, bias)
-        ctx.work, ctx.tile, ctx.rows = work, tile, len(ends)
+        ctx.pairs, ctx.graph, ctx.tile, ctx.rows = pairs, work.graph, tile, len(ends)
         ctx.dtypes = [None if x is None else x.dtype for x in (ends, extra, work.weight)]
         return out
 
@@ -125,18 +169,18 @@ class _Messages(torch.autograd.Function):
         from crystalctl.networks import kernels
 
         first, weight, bias = ctx.saved_tensors
-        graph, tile, (n_pairs, hidden) = ctx.work.graph, ctx.tile, first.shape
-        each = (grad / graph.degree.to(grad.dtype)[:, None]).contiguous()
+        graph, tile, (n_pairs, hidden) = ctx.graph, ctx.tile, first.shape
+        each = (grad / graph.degree.to(grad.dtype)[:, None]).to(first.dtype).contiguous()
         active, slope, first_grad = (torch.empty_like(first) for _ in range(3))
-        bias_grad = each.new_empty(-(-n_pairs // tile.pairs), hidden)
+        bias_grad = grad.new_empty(-(-n_pairs // tile.pairs), hidden)
         sizes = _sizes(hidden, tile)
         with torch.cuda.device_of(first):
             kernels.slope_kernel[(len(bias_grad),)](
                 first, weight, bias, graph.edges[0], each, active, slope, first_grad, bias_grad,
                 n_pairs, COLUMNS=tile.columns, **sizes, **_running(tile, first.dtype),
             )  # fmt: skip
-            pairs, weights, bound = ctx.work.pairs.transposed
-            table_grad = each.new_empty(ctx.rows, hidden)
+            pairs, weights, bound = ctx.pairs.transposed
+            table_grad = grad.new_empty(ctx.rows, hidden)
             kernels.table_kernel[(ctx.rows,)](
                 first_grad, pairs, weights, bound, table_grad,
                 H=hidden, N=sizes["N"], ENTRIES=_ENTRIES,

@@ -22,7 +22,7 @@ from crystalctl.data.loading import Batch, Loader
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import InputError, TrainingError
 from crystalctl.models.contract import CrystalModel, LossTerms, total_loss
-from crystalctl.models.device import compile_dense, edges_at_once
+from crystalctl.models.device import compile_dense, edges_at_once, fuse_messages
 from crystalctl.training.ema import Average
 from crystalctl.training.logbook import Logbook
 from crystalctl.training.parallel import Processes
@@ -74,8 +74,7 @@ class Trainer:
         self.model, self.config = model.to(device), config
         self.device, self.processes, self.logbook = device, processes, logbook
         self.loader, self.val_loader = _loaders(train, val, config, device, processes)
-        if config.compile:
-            compile_dense(self.model, device)
+        _speed_up(self.model, config, device)
         self.stepper = processes.wrap(_Step(self.model))
         self.optimizer = _optimizer(self.model, config, device)
         self.average = Average(self.model, config.ema) if config.ema else None
@@ -271,6 +270,14 @@ def _loaders(
     if val is None:
         return loader, None
     return loader, share(val, batch_size=min(len(val), config.validate_on), seed=0)
+
+
+def _speed_up(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """What is compiled on a GPU."""
+    if config.compile:
+        compile_dense(model, device)
+    if config.fused:
+        fuse_messages(model, device)
 
 
 def _optimizer(

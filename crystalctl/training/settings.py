@@ -16,8 +16,8 @@ class TrainConfig:
     ``clip_value`` and ``clip_norm`` 0 mean no clipping, ``ema`` 0 no averaging. ``schedule`` is
     "cosine" (to ``lr_min`` over all epochs), "plateau" (factor 0.6 after ``patience`` validations
     without a better loss) or "constant". ``chunk_edges`` bounds the ordered atom pairs of one
-    network call, 0 = by device; ``compile`` matters on GPUs only; ``max_atoms`` leaves larger cells
-    out, 0 = none.
+    network call, 0 = by device; ``compile`` and ``fused`` matter on GPUs only; ``max_atoms`` leaves
+    larger cells out, 0 = none.
     """
 
     epochs: int = 200
@@ -34,6 +34,7 @@ class TrainConfig:
     ema: float = 0.999
     precision: str = "auto"
     compile: bool = True
+    fused: bool = True
     seed: int = 0
     chunk_edges: int = 0
     max_atoms: int = 0

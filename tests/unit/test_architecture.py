@@ -18,6 +18,8 @@ CORE_FILES = {"checkpoint.py", "config.py", "errors.py"} | {
 }
 CORE_EXCEPT = {"crystal/convert.py"}
 CORE_MAY_IMPORT = {"torch", "numpy", "safetensors", "crystalctl"}
+LAZY = {"networks/kernels.py": {"triton"}}
+"""What a module may import besides, as nothing imports it before it is used."""
 
 ALLOWED = {
     "errors": set(),
@@ -145,8 +147,23 @@ def test_the_core_imports_three_packages_only():
             continue
         for line, module in imports(tree):
             root = module.split(".")[0]
-            if root not in CORE_MAY_IMPORT and root not in sys.stdlib_module_names:
+            allowed = CORE_MAY_IMPORT | LAZY.get(name, set())
+            if root not in allowed and root not in sys.stdlib_module_names:
                 wrong.append(f"{name}:{line} imports {module}")
+    report(wrong)
+
+
+def test_what_only_some_machines_have_is_imported_where_it_is_used():
+    wrong = []
+    lazy = {f"crystalctl.{name.removesuffix('.py').replace('/', '.')}" for name in LAZY}
+    for path, tree in each_tree():
+        found = set()
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        wrong += [f"{name_of(path)} imports {name}" for name in found & lazy]
     report(wrong)
 
 
