@@ -162,6 +162,29 @@ def test_a_network_learns_the_same(family: str, changes: dict[str, Any]) -> None
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_trial_leaves_the_gradients_of_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast keeps rounded weights: those of the trial must still lead to their gradients."""
+    monkeypatch.setitem(TILES, torch.bfloat16, (SMALL,))
+    crystals = crystals_for("diffcsp").index(torch.tensor([1]))
+    gradients, taken = [], []
+    times = iter([2.0, 1.0])
+    for clock in (None, lambda run: 1.0, lambda run: next(times)):
+        model = tiny_model("diffcsp", "predict", crystals, n_layers=1, n_frequencies=2).to(DEVICE)
+        choice = Choice(clock)
+        model.network.fuse(None if clock is None else choice)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            noise = NoiseSource(3, torch.arange(1, device=DEVICE))
+            loss = total_loss(model.loss(crystals.to(DEVICE), noise))
+        loss.backward()
+        gradients.append([p.grad for p in model.network.layers[0].edge_mlp.parameters()])
+        taken.append(list(choice.taken.values()))
+    assert taken == [[], [None], [SMALL]]
+    plain, tried, fused = gradients
+    for one, same, near in zip(plain, tried, fused, strict=True):
+        assert torch.equal(one, same)
+        assert (near - one).norm() < 0.03 * one.norm()
+
+
 def test_the_fastest_way_is_taken_and_remembered() -> None:
     runs = []
 
