@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from crystalctl.networks import kernels
+from crystalctl.networks.fourier import COARSE, WIDTH
 from crystalctl.networks.fused import TILES, Tile, _sizes
 
 SHARED = 232_448
@@ -67,7 +68,7 @@ def registers(ptx: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=26, help="table rows a pair reads")
+    parser.add_argument("--rows", type=int, help="rows a pair reads")
     parser.add_argument("--quick", action="store_true", help="the first tile of bf16 only")
     options = parser.parse_args()
     too_much = False
@@ -75,7 +76,7 @@ def main() -> None:
         for tile in tiles[: 1 if options.quick else None]:
             numbers = {
                 **_sizes(options.hidden, tile),
-                "M": options.rows,
+                "M": options.rows or 2 + 3 * (WIDTH if dtype == torch.float32 else COARSE),
                 "COLUMNS": tile.columns,
                 "GATHER": tile.gather,
                 "HAS_EXTRA": True,

@@ -22,7 +22,7 @@ from crystalctl.crystal.batch import MAX_Z, Layout
 from crystalctl.crystal.segments import Graph, crystal_mean, neighbour_mean
 from crystalctl.crystal.sites import Sites
 from crystalctl.networks.choice import Choice
-from crystalctl.networks.fourier import FourierTables
+from crystalctl.networks.fourier import COARSE, FourierTables
 from crystalctl.networks.fused import Work, best_tile, fused_messages
 from crystalctl.networks.layers import mlp, time_features
 from crystalctl.networks.pairs import Incidence
@@ -158,6 +158,7 @@ class CSPNet(nn.Module):
         )
         self.input = nn.Linear(hidden + time_width, hidden)
         self.fourier = FourierTables(n_frequencies)
+        self.coarse = FourierTables(n_frequencies, width=COARSE)
         self.shells = PeriodicShells(n_radial) if n_radial else None
         self.pair_head = PairHead(hidden, n_radial) if n_radial else None
         self.layers = nn.ModuleList(
@@ -179,12 +180,14 @@ class CSPNet(nn.Module):
         for layer in self.layers:
             layer.choice = choice  # type: ignore[assignment]
 
-    def tables(self) -> list[Tensor]:
+    def tables(self, *, coarse: bool = False) -> list[Tensor]:
         """Fourier tables of all layers, (3M, H) each; they change only with the weights."""
         weights = [layer.fourier_weight() for layer in self.layers]  # type: ignore[operator]
-        return [self.fourier.tables(weight) for weight in weights]
+        return [(self.coarse if coarse else self.fourier).tables(weight) for weight in weights]
 
-    def pairs(self, frac: Tensor, layout: Layout, sites: Sites | None = None) -> Pairs:
+    def pairs(
+        self, frac: Tensor, layout: Layout, sites: Sites | None = None, *, coarse: bool = False
+    ) -> Pairs:
         """The pairs of a state; each reads table rows for f_j - f_i, receiver row i, sender row j.
 
         With ``sites`` the rows are orbits: the senders are all atoms of the primitive cell, each
@@ -197,7 +200,7 @@ class CSPNet(nn.Module):
             receiver, atom = sites.edges
             points, sender = sites.place(frac), sites.orbit_idx[atom]
             delta = points[atom] - points[sites.anchor][receiver]
-        rows, weights = self.fourier.stencil(delta)
+        rows, weights = (self.coarse if coarse else self.fourier).stencil(delta)
         n_table, n_rows = 3 * self.fourier.grid, layout.total_atoms
         ends = torch.stack([receiver + n_table, sender + (n_table + n_rows)], 1)
         ones = weights.new_ones(len(receiver), 2)
@@ -229,13 +232,17 @@ class CSPNet(nn.Module):
         emb = self.embedding(species if self.species_head is not None else species - 1)
         time = time_features(t, self.time_width).to(emb.dtype)
         h = self.input(torch.cat([emb, time[layout.crystal_idx]], 1))
-        pairs = self.pairs(frac, layout, sites)
+        # What is rounded to bf16 anyway is read from fewer rows; tables that are given are fine.
+        coarse = tables is None and torch.is_autocast_enabled(frac.device.type)
+        pairs = self.pairs(frac, layout, sites, coarse=coarse)
         shells: Shells | None = None
         if self.shells is not None and cell is not None:
             shells = self.shells(pairs.delta, cell, layout.crystal_idx[pairs.receiver])
         count = None if shells is None else shells.count
         graph = layout.crystal_idx, layout if sites is None else sites
-        for layer, table in zip(self.layers, tables or self.tables(), strict=True):
+        if tables is None:
+            tables = self.tables(coarse=coarse)
+        for layer, table in zip(self.layers, tables, strict=True):
             h = layer(h, g, table, pairs.incidence, graph, radial=count)
         h = self.norm(h)
         whole, shift = _mean(h, layout, sites), self.frac_head(h)

@@ -3,7 +3,7 @@
 The plain form is in ``networks/cspnet.py``, and runs where this does not: on a CPU, without triton,
 in other precisions, and where someone asks for gradients of the pair vectors. Of what a pair needs
 only its pre-activations (H numbers) are kept for the backward pass: to gather them again would cost
-more than thirteen times the traffic. All else is computed again.
+ten times the traffic. All else is computed again.
 
 Symbols: E pairs, A receivers, R rows of the table, H outputs.
 """

@@ -69,6 +69,46 @@ def test_kept_tables_give_the_same_output():
     assert torch.equal(fresh.lattice, kept.lattice)
 
 
+@torch.no_grad()
+def test_half_the_rows_are_enough_for_bf16():
+    net, _, frac, _, _ = make_case(128, False, [6, 5])
+    layout = Layout(torch.tensor([6, 5]))
+    delta = net.pairs(frac, layout).delta
+    angle = (2 * math.pi * delta[:, :, None] * torch.arange(128)).flatten(1)
+    features = torch.cat([angle.sin(), angle.cos()], 1)
+    weight = net.layers[0].fourier_weight()
+    exact = features @ weight.t()
+
+    def off(got):
+        return float((got - exact).norm() / exact.norm())
+
+    read = {}
+    for coarse in (False, True):
+        pairs = net.pairs(frac, layout, coarse=coarse).incidence
+        table = net.tables(coarse=coarse)[0]
+        ends = torch.cat([table, table.new_zeros(22, table.shape[1])])
+        read[coarse] = off(pairs @ ends)
+        assert pairs.rows.shape[1] == (14 if coarse else 26)
+    plain = off(features.bfloat16().double() @ weight.bfloat16().double().t())
+    assert read[False] < 1e-6
+    assert 1e-5 < read[True] < plain / 2
+
+
+@torch.no_grad()
+def test_only_tables_made_under_autocast_are_coarse():
+    net, species, frac, gram, t = make_case(128, False, [6, 5])
+    net, frac, gram = net.float(), frac.float(), gram.float()
+    layout = Layout(torch.tensor([6, 5]))
+    exact = net(species, frac, gram, t, layout).frac
+    fine = net.tables()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(species, frac, gram, t, layout).frac
+        given = net(species, frac, gram, t, layout, tables=fine).frac
+    assert not torch.equal(rough, given)
+    for one in (rough, given):
+        assert float((one - exact).norm() / exact.norm()) < 0.02
+
+
 def test_a_changed_weight_column_block_is_noticed():
     """The yardstick itself: exchanging receiver and sender columns must break parity."""
     net, species, frac, gram, t = make_case(8, False, [4])
