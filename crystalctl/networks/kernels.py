@@ -10,7 +10,7 @@ Budget on an H100 (227 KB of shared memory for a program, 64 K registers), bf16,
 64 columns: the sums of the product are 64 x 512 fp32, 64 registers a thread of the 128 there are
 with 16 warps, 128 of 255 with 8; one program runs at a time. Two stages of W (512 x 64) are 128 KB;
 the slope of the outputs that the backward kernel multiplies with W (64 x 512) is another 64 KB. As
-compiled for it by triton 3.7.1: 136 and 200 KB; no register is spilled forward, 34 to 54 a thread
+compiled for it by triton 3.7.1: 136 and 200 KB; no register is spilled forward, 40 to 56 a thread
 are backward. W is 0.5 MB and what a layer's pairs read a few MB: both stay in the L2 cache (50 MB),
 and the forward kernel is limited by what comes from there.
 
