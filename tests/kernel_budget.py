@@ -83,13 +83,13 @@ def registers(ptx: str) -> str:
         command = [assembler, "-v", "--gpu-name=sm_90a", source, "-o", Path(folder, "out")]
         said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     counts = [re.search(rf"(\d+) {what}", said) for what in ("registers", "bytes spill stores")]
-    return " registers, spilled bytes: ".join(m[1] if m else "?" for m in counts)
+    return ", registers, spilled bytes: " + ", ".join(m[1] if m else "?" for m in counts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--quick", action="store_true", help="the first tile of bf16 only")
+    parser.add_argument("--quick", action="store_true", help="the first tile of bf16, no registers")
     options = parser.parse_args()
     too_much = False
     for dtype, tiles in list(TILES.items())[: 1 if options.quick else None]:
@@ -99,8 +99,8 @@ def main() -> None:
                 run(options.hidden, dtype, tile)
             for name, kernel in made.items():
                 shared, ptx = kernel.metadata.shared, kernel.asm["ptx"]
-                needs = f"{shared / 1024:6.0f} KB shared, {registers(ptx)}"
-                print(f"  {name:15s}{needs}, {ptx.count('wgmma.mma_async')} wgmma")
+                needs = f"{shared / 1024:6.0f} KB shared, {ptx.count('wgmma.mma_async')} wgmma"
+                print(f"  {name:15s}{needs}" + ("" if options.quick else registers(ptx)))
                 too_much |= shared > SHARED
     if too_much:
         raise SystemExit(f"a program may have {SHARED} bytes of shared memory")
