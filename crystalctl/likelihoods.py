@@ -55,7 +55,8 @@ def score(
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = _read(given)
     if not any(row.entry for row in rows):
-        raise InputError("none of the structures can be read", f"give {KINDS}, or a prepared dataset")
+        hint = f"give {KINDS}, or a prepared dataset"
+        raise InputError("none of the structures can be read", hint)
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", "name a folder with --out")
