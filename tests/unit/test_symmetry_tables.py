@@ -125,7 +125,9 @@ def test_positions_of_rock_salt():
     ]
 
 
-@pytest.mark.parametrize("text", ["4z", "m", "8a", "4aa", "", " ", "4", "A", "4a,,8c", "4a,", ",4a", "4a ; ,8c"])
+@pytest.mark.parametrize(
+    "text", ["4z", "m", "8a", "4aa", "", " ", "4", "A", "4a,,8c", "4a,", ",4a", "4a ; ,8c"]
+)
 def test_no_such_position(text):
     with pytest.raises(InputError) as caught:
         parse_wyckoff(225, text)
