@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalctl.analysis.niggli import niggli_cell
+from crystalctl.crystal.elements import symbol_of
 
 Array = NDArray[np.float64]
 Cell = tuple[Array, Array, Sequence[int]]
@@ -132,7 +133,8 @@ def _surely_primitive(cell: Reduced) -> bool:
     """True only where ``get_primitive_structure`` returns the cell as it is.
 
     It looks for translations that put every atom within 0.5 Å (along each axis) of one of its kind,
-    among the differences of the rarest element's atoms; each vector of a smaller cell must be
+    among those from an atom of the rarest element (of equals the first by its symbol) to the others
+    of its kind: from another atom they may be closer or farther; each vector of a smaller cell must be
     within 0.25 Å of one of them. A cell k times smaller has a vector with a fractional component
     that is no integer, so 1/k or more away from one. When zero is the only such translation, that
     cannot be within 0.25 Å if the axes are longer than 0.25 k Å, for k up to the number of formula
@@ -144,7 +146,8 @@ def _surely_primitive(cell: Reduced) -> bool:
         return True
     if lengths.min() <= _PRIMITIVE_ANG * units * _WIDER:
         return False
-    groups = [cell.frac[where] for where in cell.sites.values()]
+    rarest = sorted(cell.sites, key=lambda z: (len(cell.sites[z]), symbol_of(z)))
+    groups = [cell.frac[cell.sites[z]] for z in rarest]
     steps = groups[0] - groups[0][0]
     tolerance = 2 * _PRIMITIVE_ANG / lengths * _WIDER
     for group in groups:

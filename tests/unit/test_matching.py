@@ -9,6 +9,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystalctl.analysis.matching import group_duplicates, matches, rms_distance
+from crystalctl.analysis.reduction import reduce_cell
 from crystalctl.errors import InputError
 from crystalctl.evaluation.metrics import match_rate, match_table, passes_gate, smact_valid
 
@@ -49,11 +50,36 @@ def test_grouping_agrees_with_the_matcher() -> None:
         base = salt() if i % 2 else caesium()
         if i % 3 == 0:
             base.make_supercell([2, 1, 1])
-        structures.append(base.perturb(0.05 * rng.integers(0, 12)))
+        steps = rng.normal(size=(len(base), 3))
+        steps *= 0.05 * rng.integers(0, 12) / np.linalg.norm(steps, axis=1)[:, None]
+        for site, step in enumerate(steps):
+            base.translate_sites([site], step, frac_coords=False)
+        structures.append(base)
     for i, one in enumerate(structures):
         for other in structures[:i]:
             prepared = group_duplicates([other, one])
             assert (len(prepared) == 1) is matches(other, one)
+
+
+SHAKEN = [
+    [0.99980487, 0.97060371, 0.01983184],
+    [0.48724963, 0.52607238, 0.02037501],
+    [0.50266906, 0.02594856, 0.52402146],
+    [0.98985926, 0.53293498, 0.4916373],
+    [0.51921459, 0.47036623, 0.50318146],
+    [0.01500891, 0.97155962, 0.48505478],
+    [0.98366934, 0.52246892, 0.97795597],
+    [0.50959955, 0.03322257, 0.00784801],
+]
+"""Rock salt, displaced so far that half of it is its primitive cell seen from a Cl, not a Na."""
+
+
+def test_translations_are_seen_from_the_atom_that_pymatgen_takes() -> None:
+    shaken = Structure(Lattice.cubic(5.64), ["Na"] * 4 + ["Cl"] * 4, SHAKEN)
+    assert len(shaken.get_reduced_structure().get_primitive_structure()) == 4
+    numbers = [site.specie.Z for site in shaken]
+    assert len(reduce_cell((shaken.lattice.matrix, shaken.frac_coords, numbers)).numbers) == 4
+    assert len(group_duplicates([salt(), shaken])) == 1 + (not matches(salt(), shaken))
 
 
 def test_rms() -> None:
