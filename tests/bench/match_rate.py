@@ -30,6 +30,7 @@ from crystalctl.crystal.convert import to_structures
 from crystalctl.data.datasets import Dataset
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.evaluation.metrics import match_rate, passes_gate
+from crystalctl.models import FAMILIES
 from crystalctl.models.device import pick_device
 from crystalctl.proposing import Mixture
 from crystalctl.retrieval import Memory
@@ -212,7 +213,7 @@ def main() -> None:
     loaded = load_model(options.weights, task="predict", device=pick_device(options.device))
     dataset = Dataset.load(options.test)
     test = dataset.crystals
-    if loaded.meta["family"] == "diffcsp_pp":
+    if FAMILIES[loaded.meta["family"]].symmetric:
         if dataset.standard is None:
             raise SystemExit(f"{options.test} has no orbits: prepare it again")
         test = dataset.standard.crystals
