@@ -134,8 +134,8 @@ def _surely_primitive(cell: Reduced) -> bool:
 
     It looks for translations that put every atom within 0.5 Å (along each axis) of one of its kind,
     among those from an atom of the rarest element (of equals the first by its symbol) to the others
-    of its kind: from another atom they may be closer or farther; each vector of a smaller cell must be
-    within 0.25 Å of one of them. A cell k times smaller has a vector with a fractional component
+    of its kind: from another atom they may be closer or farther. Each vector of a smaller cell must
+    be within 0.25 Å of one of them. A cell k times smaller has a vector with a fractional component
     that is no integer, so 1/k or more away from one. When zero is the only such translation, that
     cannot be within 0.25 Å if the axes are longer than 0.25 k Å, for k up to the number of formula
     units. Atoms are tested one by one, with a slightly wider tolerance, until only zero is left.
