@@ -161,14 +161,23 @@ def show_models(rows: Sequence[Mapping[str, Any]], families: Sequence[Mapping[st
     console = stdout()
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("weights", "model", "task", "data", "parameters", "size", "measured"):
-            table.add_column(name, overflow="fold")
+        for name in ("weights", "model", "task", "data", "parameters", "size"):
+            table.add_column(name, overflow="fold", no_wrap=name == "weights")
         for row in rows:
             table.add_row(*(Text(cell) for cell in _model_cells(row)))
         console.print(table)
         console.print("* = used unless --weights or --model says otherwise", style="dim")
         if any(row.get("beside") for row in rows):
             console.print("+ = draws a share of `predict` beside it", style="dim")
+        console.print()
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("weights", "measured", "(match rates: % / RMSE)"):
+            table.add_column(name, overflow="fold", no_wrap=name == "weights")
+        for row in rows:
+            for number, (what, value) in enumerate(_measured(row)):
+                name = "" if number else str(row.get("name", ""))
+                table.add_row(*map(Text, (name, what, str(value))))
+        console.print(table)
     else:
         console.print("no weights are shipped with this installation")
     console.print()
@@ -193,7 +202,6 @@ _PLAIN_KEYS = frozenset(
 
 
 def _model_cells(row: Mapping[str, Any]) -> list[str]:
-    measured = {k: v for k, v in row.items() if k not in _PLAIN_KEYS}
     return [
         f"{row.get('name', '')}{' *' if row.get('default') else ' +' * bool(row.get('beside'))}",
         str(row.get("family", "")),
@@ -201,8 +209,12 @@ def _model_cells(row: Mapping[str, Any]) -> list[str]:
         str(row.get("data", "")),
         _short(row.get("params")),
         _short(row.get("size")),
-        "; ".join(f"{k} {v}" for k, v in _flat(measured)),
     ]
+
+
+def _measured(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What was measured of some weights, and the number."""
+    return _flat({k: v for k, v in row.items() if k not in _PLAIN_KEYS})
 
 
 def _short(value: Any) -> str:
