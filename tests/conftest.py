@@ -46,8 +46,3 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: some tests wait for processes that they start."""
-    return (os.cpu_count() or 1) + 1

@@ -68,8 +68,10 @@ def shortened(line: str) -> str:
     return re.sub(r"--n (\d+)", lambda found: f"--n {min(int(found[1]), MOST)}", line)
 
 
-def test_commands_run(shell, tmp_path: Path) -> None:
+def test_commands_run(shell, warm_shell, tmp_path: Path) -> None:
     write_structures(tmp_path / "structures.csv")
     write_scan(tmp_path / "scan.xy")
-    for line in dict.fromkeys(line for page in PAGES for line in commands(page)):
-        assert shell(shortened(line)).stdout.strip(), line
+    first, *others = dict.fromkeys(line for page in PAGES for line in commands(page))
+    assert shell(shortened(first)).stdout.strip()
+    for line in others:
+        assert warm_shell(shortened(line)).strip(), line
