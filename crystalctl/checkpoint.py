@@ -211,11 +211,4 @@ def load_model(
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own description", str(error)[:200]) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    model = model.to(device).eval()
-    if os.environ.get("CRYSTALCTL_FUSED") == "1":
-        import torch
-
-        from crystalctl.models.device import fuse_messages
-
-        fuse_messages(model, torch.device(device))
-    return LoadedModel(model, meta, digest, name_or_path)
+    return LoadedModel(model.to(device).eval(), meta, digest, name_or_path)

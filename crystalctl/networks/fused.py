@@ -83,22 +83,15 @@ def best_tile(work: Work, plain: Callable[[Work], Tensor], choice: Choice) -> Ti
     """The tile with which ``fused_messages`` does ``work`` fastest; None: ``plain`` is faster.
 
     Tried once for each kind of work, sizes within a factor of 2 being one kind: later calls neither
-    try nor wait for the device. None where the kernels cannot do it, and while a CUDA graph is
-    recorded, as nothing can be tried there.
+    try nor wait for the device. None where the kernels cannot do it.
     """
     dtype = work.dtype
     if dtype not in TILES or work.pairs.weights.requires_grad:
         return None
     size = len(work.pairs.rows).bit_length()
     kind = (work.learns, dtype, work.ends.shape[1], work.extra is None, size)
-    if kind not in choice.taken and _recorded(work.ends):
-        return None
     ways = {tile: _trial(work, partial(fused_messages, tile=tile)) for tile in TILES[dtype]}
     return choice.pick(kind, _trial(work, plain), ways, tolerance=TOLERANCE[dtype])
-
-
-def _recorded(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _trial(work: Work, messages: Callable[[Work], Tensor]) -> Callable[[], Sequence[Tensor]]:

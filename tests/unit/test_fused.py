@@ -260,16 +260,13 @@ def test_work_is_tried_with_its_gradients_and_once_for_a_kind(
     assert seen == [5, 5, 1, 1]
 
 
-def test_what_the_kernels_cannot_do_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernels_cannot_do_stays_plain() -> None:
     choice, work = Forced(), work_for([2, 3], 16)
     assert best_tile(work, plain_messages, choice) == SMALL
     guided = Incidence(work.pairs.rows, work.pairs.weights.clone().requires_grad_(), 10)
     assert best_tile(replace(work, pairs=guided), plain_messages, choice) is None
     double = replace(work, ends=work.ends.detach().double())
     assert best_tile(double, plain_messages, choice) is None
-    monkeypatch.setattr("crystalctl.networks.fused._recorded", lambda tensor: True)
-    assert best_tile(work, plain_messages, choice) == SMALL
-    assert best_tile(work_for([9], 16), plain_messages, choice) is None
 
 
 def test_only_a_gpu_tries(monkeypatch: pytest.MonkeyPatch) -> None:
