@@ -143,6 +143,11 @@ class Memory:
         return memory if cost is None else replace(memory, cost=cost)
 
     @cached_property
+    def _ends(self) -> Ints:
+        """Where the orbits of each structure end, (N,)."""
+        return np.cumsum(self.n_orbits)
+
+    @cached_property
     def _elements(self) -> tuple[Ints, Ints, Ints]:
         """The elements of each structure, by their atoms in the primitive cell and atomic number.
 
@@ -171,9 +176,8 @@ class Memory:
     def entries(self, counts: tuple[int, ...]) -> Iterator[Entry]:
         """The structures with so many atoms of their elements, in the primitive cell and sorted."""
         first, _, elements = self._elements
-        ends = np.cumsum(self.n_orbits)
         for i in self.by_counts.get(counts, []):
-            here = slice(int(ends[i] - self.n_orbits[i]), int(ends[i]))
+            here = slice(int(self._ends[i] - self.n_orbits[i]), int(self._ends[i]))
             order = tuple(elements[first[i] : first[i + 1]].tolist())
             weight = 1.0 if self.weight is None else float(self.weight[i])
             yield Entry(int(self.group[i]), order, self.rows[here], self.species[here], weight)

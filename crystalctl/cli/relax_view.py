@@ -30,7 +30,10 @@ def show_relaxation(result: Relaxation) -> None:
     names += ["count"]
     tell = differing(row["drawn_by"] for row in ranked)
     for name in [*names, *(["drawn by"] if tell else [])]:
-        table.add_column(name, justify="left" if name in _TEXT else "right")
+        text = name in _TEXT
+        table.add_column(
+            name, justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
     for row in ranked[:_SHOWN]:
         cells = _cells(row, result, scored=_scored(ranked))
         cells += [row["drawn_by"]] if tell else []

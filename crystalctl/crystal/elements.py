@@ -196,12 +196,10 @@ class _Reader:
         return int(token)
 
     def _fractional(self, amount: str) -> InputError:
-        whole = "".join(dict.fromkeys(re.findall(r"[A-Z][a-z]?", self.clean)))
-        example = f"such as {whole}" if whole else "such as FeNi"
         return InputError(
             f"'{self.text}' has the fractional amount {amount}: "
             "disordered structures are not supported",
-            f"give an ordered cell with whole numbers, {example} or a multiple",
+            "give an ordered cell with whole numbers, such as FeNi for Fe0.5Ni0.5",
         )
 
     def _unreadable(self, token: str) -> InputError:
