@@ -23,10 +23,13 @@ from crystalctl.errors import CrystalctlError, InputError
 LOCAL, NEAREST = "local", "auto"
 INSTALL = 'pip install "crystalctl[cluster]"'
 ALLOWED = "allowed: local, auto (the cluster this machine belongs to), HOST:PORT, ray://HOST:PORT"
+PRINTED = "give the address that `ray start --head` printed, or --cluster local"
 JOIN = "see `ray status`; where the cluster has a token, set RAY_AUTH_MODE=token"
 RETRIES = 10
 """How often a task is begun again whose worker died; one that kills each is at fault itself."""
 _ANSWER_S = 10.0
+_SETTINGS = 4
+"""Type of the HTTP/2 frame with which either side begins."""
 _LOOK_S = 0.2
 """How often progress is told and looked at."""
 T = TypeVar("T")
@@ -184,13 +187,36 @@ def _check(address: str) -> None:
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
         raise InputError(f"--cluster is '{address}'", ALLOWED)
     try:
-        # Ray itself tries for minutes.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+        # Ray itself tries for minutes, and what is not Ray it may wait for without end.
+        speaks = _speaks_http2(host.strip("[]"), int(port))
     except OSError as error:
         raise InputError(
-            f"nobody answers at {address} ({error.strerror or error})",
-            "give the address that `ray start --head` printed, or --cluster local",
+            f"nobody answers at {address} ({error.strerror or error})", PRINTED
         ) from error
+    if not speaks:
+        raise InputError(f"what answers at {address} is not Ray", PRINTED)
+
+
+def _speaks_http2(host: str, port: int) -> bool:
+    """Whether the server greets as gRPC, which Ray uses, must: with its settings (RFC 9113, 3.4).
+
+    Raises ``OSError`` where there is none. Behind TLS nothing is seen of it; then it is believed.
+    """
+    with socket.create_connection((host, port), timeout=_ANSWER_S) as server:
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return True
+        try:
+            server.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS))
+            with server.makefile("rb") as answer:
+                head = answer.read(len(_frame(_SETTINGS)))
+        except OSError:  # silence, or the line is cut
+            return False
+    return len(head) == len(_frame(_SETTINGS)) and head[3] == _SETTINGS
+
+
+def _frame(kind: int) -> bytes:
+    """An HTTP/2 frame without content: length (3 bytes), type, flags, stream (4)."""
+    return bytes((0, 0, 0, kind, 0, 0, 0, 0, 0))
 
 
 def _ray() -> Any:

@@ -69,12 +69,13 @@ def processes_below(parent: int) -> dict[int, str]:
 
 
 def test_a_killed_worker_changes_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     killed: list[int] = []
     save = RunFolder.save_tile
 
     def save_and_kill(run, index, tensors) -> None:
         save(run, index, tensors)
+        cluster.Cluster(ray.get_runtime_context().gcs_address)  # refused, were it not Ray
         at_work = [p for p, name in processes_below(os.getpid()).items() if "ray::_task" in name]
         for worker in at_work[: 1 - len(killed)]:
             os.kill(worker, signal.SIGKILL)
@@ -202,6 +203,33 @@ def test_an_address_where_nobody_answers_is_refused(tmp_path: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(InputError, match="nobody answers"):
             predict(**REQUEST, cluster=address, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", None])
+def test_an_address_where_something_else_answers_is_refused(
+    answer: bytes | None, tmp_path: Path, monkeypatch
+) -> None:
+    """It says nothing, speaks another protocol, or hangs up: Ray would wait for it for minutes."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "_ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                if answer is not None:
+                    connection.sendall(answer)
+                    connection.recv(1000)  # until the other side has had enough
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match="is not Ray"):
+            predict(**REQUEST, cluster=address, out=tmp_path / "run")
+        serving.join(timeout=10)
+    assert not serving.is_alive()
     assert not (tmp_path / "run").exists()
 
 
