@@ -12,7 +12,7 @@ RANK_BY = ("score", "energy")
 TEMPERATURE_EV = 0.1
 """eV/atom that a proposal e times less likely must be lower in energy to count as equal.
 
-The likeliest on 20 entries of MP-20 validation, with a wide error: see docs/guide/rank.md.
+On 103 entries of MP-20 validation the likeliest is 0.12 (0.065 to 0.23): see docs/guide/rank.md.
 """
 
 

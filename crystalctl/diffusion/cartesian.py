@@ -79,6 +79,10 @@ class CartesianLevels(nn.Module):
         drift = size / self.norm[t] ** 2 * mending
         return drift + spread * noise.normal(layout, 3, per_atom=True)
 
+    def renoise(self, error: Tensor, t: int, layout: Layout, noise: NoiseSource) -> Tensor:
+        """The shift (A, 3) Å that mends ``error`` and draws the noise of level ``t`` anew."""
+        return self.sigma[t] * noise.normal(layout, 3, per_atom=True) - error
+
     def ancestral(
         self, error: Tensor, t: int, s: int, layout: Layout, noise: NoiseSource
     ) -> Tensor:
@@ -128,26 +132,32 @@ def descend(
     noise: NoiseSource,
     *,
     steps: int,
+    langevin: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Fractional coordinates (A, 3) from the prior, ``steps`` network calls.
+    """Fractional coordinates (A, 3) from the prior, at most ``steps`` network calls.
 
-    ``score``: (coordinates, level) -> edges there and s / norm. Up to T steps are one predictor
-    step for each of so many levels; more are steps // T Langevin steps at every level
-    (Alg. 1, arXiv:2307.02707).
+    ``score``: (coordinates, level) -> edges there and s / norm. Two calls at each of ``steps`` / 2
+    levels, or more at each of all T: all but the last mend the crystal and noise it anew at its
+    level, so that what one call got wrong the next one sees; the last goes to the next level.
+    ``langevin``: ``steps`` // T Langevin steps at every level (Alg. 1, arXiv:2307.02707).
     """
     top = len(levels.sigma) - 1
-    repeats = steps // top if steps > top else 0
-    path = spaced_steps(top, min(steps, top))
+    repeats = steps // top if langevin else min(steps, max(2, steps // top))
+    path = spaced_steps(top, top if langevin else min(top, steps // repeats))
     frac = levels.prior(layout, noise)
     for number, (t, s) in enumerate(pairwise(path), start=1):
-        for _ in range(max(1, repeats)):
+        for left in reversed(range(repeats)):
             edges, out = score(frac, t)
             mending = levels.norm[t] * out
-            if repeats:
+            if langevin:
                 shift = levels.langevin(mending, t, layout, noise)
             else:
-                shift = levels.ancestral(mended(edges, mending, layout), t, s, layout, noise)
+                error = mended(edges, mending, layout)
+                if left:
+                    shift = levels.renoise(error, t, layout, noise)
+                else:
+                    shift = levels.ancestral(error, t, s, layout, noise)
             frac = wrap(frac + to_frac(shift, lattice, layout))
         if on_step is not None:
             on_step(number, len(path) - 1)

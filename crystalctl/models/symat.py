@@ -66,7 +66,7 @@ class SyMatConfig:
     nearest: int = 5
     n_levels: int = 50
     n_steps: int = 5000
-    sample_steps: int = 50
+    sample_steps: int = 100
     sigma_low: float = 0.01
     sigma_high: float = 10.0
     langevin_step: float = 1e-4
@@ -289,13 +289,15 @@ class SyMat(nn.Module):
             edges = self.graph(frac, lattice, layout)
             return edges, self.mending(edges, species, z_p, t=level, layout=layout)
 
+        calls = steps or self.config.sample_steps
         frac = descend(
             score,
             self.levels,
             lattice,
             layout,
             noise,
-            steps=steps or self.config.sample_steps,
+            steps=calls,
+            langevin=calls == self.config.n_steps,
             on_step=on_step,
         )
         return Crystals(layout, lattice, frac, species)

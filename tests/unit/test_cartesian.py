@@ -36,18 +36,24 @@ def test_levels_are_the_published_ones():
     assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [50, 20, 250])
-def test_an_oracle_leads_to_its_crystal(steps):
+@pytest.mark.parametrize(
+    ("steps", "langevin"), [(100, False), (50, False), (7, False), (250, True)]
+)
+def test_an_oracle_leads_to_its_crystal(steps, langevin):
     """It knows the clean crystal; what comes out is that crystal, wherever its origin."""
     clean = random_crystals([5, 4, 2], 3)
     layout, lattice = clean.layout, clean.lattice
 
+    calls = []
+
     def score(frac, t):
+        calls.append(t)
         edges = neighbours(frac, lattice, layout, 5.0)
         errors = distance_errors(edges, frac - clean.frac, lattice, layout)
         return edges, pulls(edges, errors, layout.total_atoms) / levels().norm[t]
 
-    frac = descend(score, levels(), lattice, layout, noise_for(3), steps=steps)
+    frac = descend(score, levels(), lattice, layout, noise_for(3), steps=steps, langevin=langevin)
+    assert steps - 1 <= len(calls) <= steps
     receiver, sender = layout.edges
     difference = (frac - clean.frac)[sender] - (frac - clean.frac)[receiver]
     off = nearest_image(difference, lattice[layout.crystal_idx[receiver]])
@@ -96,6 +102,17 @@ def test_noise_of_a_langevin_step():
     pull = chosen.langevin(still + 1, 1, ATOMS, noise_for(N_ROWS))
     drift = (pull - chosen.langevin(still, 1, ATOMS, noise_for(N_ROWS))).mean()
     assert float(drift) == pytest.approx(1e-4 / float(chosen.norm[1]) ** 2, rel=1e-3)
+
+
+def test_noising_anew_keeps_the_law_of_the_level_and_nothing_of_the_noise():
+    """Data on one point: its error known, what follows is independent of what was."""
+    chosen = levels()
+    noise = noise_for(N_ROWS)
+    x = chosen.sigma[20] * noise.normal(ATOMS, 3, per_atom=True)
+    y = x + chosen.renoise(x, 20, ATOMS, noise)
+    want, n = float(chosen.sigma[20]), x.numel()
+    assert float(y.std()) == pytest.approx(want, rel=5 / math.sqrt(2 * n))
+    assert float((x * y).mean()) == pytest.approx(0, abs=5 * want**2 / math.sqrt(n))
 
 
 @pytest.mark.parametrize(("t", "s"), [(50, 49), (40, 20), (10, 1)])
