@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--entries", type=int, default=0, help="first of a seeded shuffle, 0 = all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--proposer", help="other weights than the shipped ones")
+    parser.add_argument("--proposer", help="other weights: a proposer's, or SGEquiDiff's")
+    parser.add_argument("--task", default="propose", help="of those: propose, or generate")
     parser.add_argument("--templates", type=Path, default=shipped_templates())
     parser.add_argument("--source", nargs="*", default=["votes", "proposer", "both"])
     options = parser.parse_args()
@@ -61,15 +62,15 @@ def main() -> None:
     entries = templates(dataset.standard.crystals)
     order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(options.seed))
     entries = [entries[i] for i in order[: options.entries or None].tolist()]
-    proposer = (
-        load_model(options.proposer, task="propose").model if options.proposer else load_proposer()
-    )
+    proposer = load_proposer()
+    if options.proposer:
+        proposer = load_model(options.proposer, task=options.task).model
     memory = Memory.load(options.templates)
     mixture = Mixture(memory)
     mixture.__dict__["proposer"] = proposer
     sources: dict[str, Callable[[dict[int, int]], list[Orbits]]] = {
         "votes": lambda c: forms(memory.propose(c, 20)),
-        "proposer": lambda c: [t for t, _ in proposer.propose(c, 20)],
+        "proposer": lambda c: [canonical_orbits(t) for t, _ in proposer.propose(c, 20)],
         "both": lambda c: forms(mixture.propose(c, 20)),
     }
     hits: dict[str, Counter[str]] = {name: Counter() for name in options.source}
