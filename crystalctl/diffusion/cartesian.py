@@ -135,32 +135,32 @@ def descend(
     langevin: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Fractional coordinates (A, 3) from the prior, at most ``steps`` network calls.
+    """Fractional coordinates (A, 3) from the prior, ``steps`` network calls.
 
     ``score``: (coordinates, level) -> edges there and s / norm. Two calls at each of ``steps`` / 2
     levels, or more at each of all T: all but the last mend the crystal and noise it anew at its
     level, so that what one call got wrong the next one sees; the last goes to the next level.
-    ``langevin``: ``steps`` // T Langevin steps at every level (Alg. 1, arXiv:2307.02707).
+    ``langevin``: Langevin steps instead, at every level (Alg. 1, arXiv:2307.02707).
     """
     top = len(levels.sigma) - 1
-    repeats = steps // top if langevin else min(steps, max(2, steps // top))
-    path = spaced_steps(top, top if langevin else min(top, steps // repeats))
+    path = spaced_steps(top, top if langevin else min(top, max(1, steps // 2)))
+    ends = spaced_steps(steps, len(path) - 1)
     frac = levels.prior(layout, noise)
-    for number, (t, s) in enumerate(pairwise(path), start=1):
-        for left in reversed(range(repeats)):
+    for (t, s), (left, after) in zip(pairwise(path), pairwise(ends), strict=True):
+        for ahead in range(left - 1, after - 1, -1):
             edges, out = score(frac, t)
             mending = levels.norm[t] * out
             if langevin:
                 shift = levels.langevin(mending, t, layout, noise)
             else:
                 error = mended(edges, mending, layout)
-                if left:
+                if ahead > after:
                     shift = levels.renoise(error, t, layout, noise)
                 else:
                     shift = levels.ancestral(error, t, s, layout, noise)
             frac = wrap(frac + to_frac(shift, lattice, layout))
-        if on_step is not None:
-            on_step(number, len(path) - 1)
+            if on_step is not None:
+                on_step(steps - ahead, steps)
     return frac
 
 
