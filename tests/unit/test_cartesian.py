@@ -37,7 +37,7 @@ def test_levels_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    ("steps", "langevin"), [(100, False), (50, False), (20, False), (250, True)]
+    ("steps", "langevin"), [(100, False), (50, False), (30, False), (250, True)]
 )
 def test_an_oracle_leads_to_its_crystal(steps, langevin):
     """It knows the clean crystal; what comes out is that crystal, wherever its origin."""
