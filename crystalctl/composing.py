@@ -58,6 +58,16 @@ class Own:
         ranked = sorted(zip(ways.values(), exact, strict=True), key=lambda item: -item[1])
         return [(replace(Chosen.of(way), source=OWN), p) for way, p in ranked[:n]]
 
+    def evidence(
+        self,
+        composition: Mapping[int, int],
+        *,
+        groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> float:
+        """0: its probabilities are those of one composition and say nothing of multiples."""
+        return 0.0
+
 
 def plan_within(
     model: Any,

@@ -8,23 +8,19 @@ wherever it is interrupted. No torch here: wrong requests are refused before it 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from crystalctl.crystal.elements import Formula, name_of, reduced_key, symbol_of
 from crystalctl.errors import InputError
+from crystalctl.units import choose_units, spread, unit_weights, voted_units
 
 if TYPE_CHECKING:
     from crystalctl.crystal.goal import Goal
     from crystalctl.data.statistics import Statistics
     from crystalctl.templating import Chosen, Symmetry, TemplateSource
-
-AUTO_UNITS = 4
-AUTO_ATOMS = 20
-_ENOUGH = 10
-"""Training structures a histogram of formula units must hold before it is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,99 +92,6 @@ def parse_atom_numbers(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def choose_units(
-    formula: Formula,
-    statistics: Statistics,
-    *,
-    units: Sequence[int] | None = None,
-    num_atoms: int | None = None,
-) -> list[int]:
-    """Numbers of reduced formula units to sample.
-
-    ``units`` None enumerates 1..4 while the cell has at most 20 atoms (and what the weights know);
-    the multiple in which the formula was written (2 for ``Sr2Ti2O6``) is always among them.
-    ``num_atoms`` picks the one with that many atoms. Raises ``InputError`` for cells
-    larger than the weights know and numbers of atoms the formula cannot give.
-    """
-    per_unit, most = formula.unit_atoms, statistics.max_atoms
-    unknown = [symbol_of(z) for z in formula.unit if z not in statistics.elements]
-    if unknown:
-        raise InputError(
-            f"the weights have never seen {', '.join(unknown)} (in {formula.text})",
-            "`crystalctl models` lists other weights",
-        )
-    if num_atoms is not None:
-        return [_units_for(formula, num_atoms, most)]
-    if units is None:
-        if per_unit > most:
-            raise _too_large(formula, 1, most)
-        limit = min(AUTO_ATOMS, most)
-        chosen = [z for z in range(1, AUTO_UNITS + 1) if z * per_unit <= limit] or [1]
-        as_written = formula.factor
-        if as_written * per_unit > most:
-            raise _too_large(formula, as_written, most)
-        return sorted({*chosen, as_written})
-    for z in units:
-        if z * per_unit > most:
-            raise _too_large(formula, z, most)
-    return list(units)
-
-
-def _units_for(formula: Formula, num_atoms: int, most: int) -> int:
-    per_unit = formula.unit_atoms
-    if num_atoms < 1 or num_atoms % per_unit:
-        below = max(1, num_atoms // per_unit) * per_unit
-        near = [n for n in dict.fromkeys((below, below + per_unit)) if n <= most]
-        hint = f"nearest possible: {' or '.join(str(n) for n in near)}" if near else ""
-        raise InputError(
-            f"no cell of {formula.reduced} ({per_unit} atoms per formula unit) has "
-            f"{num_atoms} atoms",
-            hint,
-        )
-    if num_atoms > most:
-        raise _too_large(formula, num_atoms // per_unit, most)
-    return num_atoms // per_unit
-
-
-def _too_large(formula: Formula, z: int, most: int) -> InputError:
-    fits = most // formula.unit_atoms
-    hint = f"use --z {fits} or less" if fits else "`crystalctl models` shows the limits of others"
-    return InputError(
-        f"{z} x {formula.reduced} has {z * formula.unit_atoms} atoms, "
-        f"the weights know up to {most}",
-        hint,
-    )
-
-
-def unit_prior(formula: Formula, statistics: Statistics) -> Mapping[int, int]:
-    """Histogram of formula units among compounds of the formula's kind, or of a coarser one."""
-    kinds = (f"{len(formula.unit)}:{formula.unit_atoms}", f"*:{formula.unit_atoms}", "*:*")
-    for kind in kinds:
-        histogram = statistics.formula_units.get(kind, {})
-        if sum(histogram.values()) >= _ENOUGH:
-            return histogram
-    return {}
-
-
-def spread(n: int, units: Sequence[int], prior: Mapping[int, int]) -> list[int]:
-    """Share ``n`` samples over ``units`` by the prior (add-one smoothed), largest remainder.
-
-    Each gets at least one while ``n`` allows.
-    """
-    weights = [prior.get(z, 0) + 1 for z in units]
-    exact = [n * w / sum(weights) for w in weights]
-    shares = [math.floor(e) for e in exact]
-    order = sorted(range(len(units)), key=lambda i: (shares[i] - exact[i], units[i]))
-    for i in order[: n - sum(shares)]:
-        shares[i] += 1
-    if n >= len(units):
-        for i, share in enumerate(shares):
-            if share == 0:
-                shares[shares.index(max(shares))] -= 1
-                shares[i] = 1
-    return shares
-
-
 def plan_predict(
     formulas: Sequence[Formula],
     n: int,
@@ -201,7 +104,7 @@ def plan_predict(
     samples: list[Sample] = []
     for formula in formulas:
         chosen = choose_units(formula, statistics, units=units, num_atoms=num_atoms)
-        shares = spread(n, chosen, unit_prior(formula, statistics))
+        shares = spread(n, unit_weights(formula, statistics, chosen))
         key = reduced_key(formula.unit)
         for z, share in zip(chosen, shares, strict=True):
             # By atomic number: however a formula is written, it gives the same structures.
@@ -240,11 +143,19 @@ def plan_templates(
     from crystalctl.refusals import refuse_composition
     from crystalctl.templating import turns
 
+    groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
     samples: list[Sample] = []
     for formula in formulas:
         chosen = choose_units(formula, statistics, units=units, num_atoms=num_atoms)
+        weights = voted_units(
+            formula,
+            statistics,
+            chosen,
+            partial(source.evidence, groups=groups, rows=rows),
+            more=units is None and num_atoms is None,
+        )
         found = {}
-        for z in chosen:
+        for z in weights:
             composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
             if ways := _ways(composition, n, statistics, symmetry, source):
                 found[z] = composition, ways
@@ -255,7 +166,7 @@ def plan_templates(
                 f"no template of the training data fits {formula.reduced}",
                 "name a --spacegroup, other --z, or use --model diffcsp",
             )
-        shares = spread(n, list(found), unit_prior(formula, statistics))
+        shares = spread(n, {z: weights[z] for z in found})
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
             order = list(ways)
             taken = turns(list(ways.values()), share)

@@ -86,6 +86,16 @@ class Mixture:
             for form, votes in ranked
         ]
 
+    def evidence(
+        self,
+        composition: Mapping[int, int],
+        *,
+        groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> float:
+        """As ``TemplateSource`` says."""
+        return self.memory.evidence(composition, groups=groups, rows=rows)
+
 
 def _form(chosen: Chosen) -> Orbits:
     """The template in the form that all its settings share."""

@@ -191,31 +191,52 @@ class Memory:
         rows: Sequence[int] | None = None,
     ) -> list[tuple[Chosen, float]]:
         """As ``TemplateSource`` says."""
-        wanted = sorted(composition, key=lambda z: (composition[z], z))
-        key = tuple(composition[z] for z in wanted)
-        asked = None if rows is None else canonical_orbits((row, 1) for row in rows)
         # Canonical template -> its descriptions in the data, with the votes for each.
         votes: dict[Orbits, dict[Orbits, float]] = defaultdict(lambda: defaultdict(float))
+        for entry, swap, vote in self._voters(composition, groups, rows):
+            pairs = tuple(
+                sorted(
+                    (r, swap[z])
+                    for r, z in zip(entry.rows.tolist(), entry.species.tolist(), strict=True)
+                )
+            )
+            votes[canonical_orbits(pairs)][pairs] += vote
+        ranked = sorted(
+            ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
+        )
+        return [(self._written(votes[o], o, rows), total) for total, o in ranked[:n]]
+
+    def evidence(
+        self,
+        composition: Mapping[int, int],
+        *,
+        groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> float:
+        """As ``TemplateSource`` says."""
+        return sum(vote for _, _, vote in self._voters(composition, groups, rows))
+
+    def _voters(
+        self,
+        composition: Mapping[int, int],
+        groups: Sequence[int] | None,
+        rows: Sequence[int] | None,
+    ) -> Iterator[tuple[Entry, dict[int, int], float]]:
+        """Each structure that votes, the element of ``composition`` for each of its, its vote."""
+        wanted = sorted(composition, key=lambda z: (composition[z], z))
+        asked = None if rows is None else canonical_orbits((row, 1) for row in rows)
         orders = same_counts(wanted, composition)
         target = np.array(orders)
-        for entry in self.entries(key):
-            elements, species = entry.elements, entry.species
+        for entry in self.entries(tuple(composition[z] for z in wanted)):
             if groups is not None and entry.group not in groups:
                 continue
             there = entry.rows.tolist()
             if asked is not None and canonical_orbits((row, 1) for row in there) != asked:
                 continue
-            change = self.cost[target, list(elements)].sum(1)
+            change = self.cost[target, list(entry.elements)].sum(1)
             best = int(change.argmin())
-            swap = dict(zip(elements, orders[best], strict=True))
-            pairs = tuple(
-                sorted((r, swap[z]) for r, z in zip(there, species.tolist(), strict=True))
-            )
-            votes[canonical_orbits(pairs)][pairs] += entry.weight * math.exp(-float(change[best]))
-        ranked = sorted(
-            ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
-        )
-        return [(self._written(votes[o], o, rows), total) for total, o in ranked[:n]]
+            swap = dict(zip(entry.elements, orders[best], strict=True))
+            yield entry, swap, entry.weight * math.exp(-float(change[best]))
 
     @staticmethod
     def _written(

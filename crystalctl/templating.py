@@ -120,6 +120,18 @@ class TemplateSource(Protocol):
         """
         ...
 
+    def evidence(
+        self,
+        composition: Mapping[int, int],
+        *,
+        groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> float:
+        """How much speaks for cells of just this composition, comparable between multiples of it:
+        the sum of the votes of known structures, 0 where the source knows none.
+        """
+        ...
+
 
 def parse_symmetry(
     spacegroups: Sequence[str | int] | None,

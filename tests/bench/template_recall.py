@@ -5,6 +5,11 @@
 The template (group, Wyckoff positions, elements on them) is compared in the form that all settings
 share. Prints, for the votes of known structures, the learnt proposer and both together, the share
 among the first 1, 3, 5 and 20, and the same for the entries whose template no vote has, as JSON.
+
+    python tests/bench/template_recall.py TEST.safetensors --formula-alone diffcsp-pp-mp
+
+The number of atoms is not told either: the 20 samples that `predict --formula` would plan with
+these weights, their templates by votes, and how often the number of atoms is the true one.
 """
 
 from __future__ import annotations
@@ -21,8 +26,12 @@ import torch
 
 from crystalctl.checkpoint import load_model, load_proposer, shipped_templates
 from crystalctl.crystal.batch import Crystals
+from crystalctl.crystal.elements import parse_formula, symbol_of
 from crystalctl.data.datasets import Dataset
+from crystalctl.data.statistics import Statistics
+from crystalctl.errors import InputError
 from crystalctl.models.proposer import sequences_of
+from crystalctl.planning import plan_templates
 from crystalctl.proposing import Mixture
 from crystalctl.retrieval import Memory
 from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
@@ -47,6 +56,30 @@ def templates(crystals: Crystals) -> list[tuple[dict[int, int], Orbits]]:
     ]
 
 
+def alone(
+    entries: list[tuple[dict[int, int], Orbits]], mixture: Mixture, weights: str
+) -> dict[str, float]:
+    """What is planned for each formula without its number of atoms."""
+    statistics = Statistics.from_dict(load_model(weights, task="predict").meta["statistics"])
+    hits: Counter[str] = Counter()
+    for composition, true in entries:
+        text = "".join(f"{symbol_of(z)}{n}" for z, n in composition.items())
+        formula = parse_formula(parse_formula(text).reduced)
+        try:
+            samples = plan_templates([formula], 20, statistics, None, source=mixture)
+        except InputError:
+            hits["refused"] += 1
+            continue
+        ranked = sorted(samples, key=lambda sample: -sample.votes)
+        found = list(dict.fromkeys(forms([(s.template, s.votes) for s in ranked])))
+        size = sum(composition.values())
+        hits["number of atoms first"] += ranked[0].n_atoms == size
+        hits["samples of that number"] += sum(s.n_atoms == size for s in samples) / 20
+        for n in FIRST:
+            hits[str(n)] += true in found[:n]
+    return {name: round(100 * count / len(entries), 1) for name, count in hits.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("test", type=Path)
@@ -56,6 +89,7 @@ def main() -> None:
     parser.add_argument("--task", default="propose", help="of those: propose, or generate")
     parser.add_argument("--templates", type=Path, default=shipped_templates())
     parser.add_argument("--source", nargs="*", default=["votes", "proposer", "both"])
+    parser.add_argument("--formula-alone", metavar="WEIGHTS", help="see above")
     options = parser.parse_args()
     dataset = Dataset.load(options.test)
     assert dataset.standard is not None
@@ -68,6 +102,9 @@ def main() -> None:
     memory = Memory.load(options.templates)
     mixture = Mixture(memory)
     mixture.__dict__["proposer"] = proposer
+    if options.formula_alone:
+        print(json.dumps(alone(entries, mixture, options.formula_alone), indent=1))
+        return
     sources: dict[str, Callable[[dict[int, int]], list[Orbits]]] = {
         "votes": lambda c: forms(memory.propose(c, 20)),
         "proposer": lambda c: [canonical_orbits(t) for t, _ in proposer.propose(c, 20)],

@@ -89,4 +89,7 @@ def test_low_energy_votes_count_more_and_unknown_ones_half(tmp_path):
     assert np.allclose(again.weight, memory.weight, atol=1e-3)
     salt, perovskite = ({11: 1, 17: 1}, {38: 1, 22: 1, 8: 3})
     assert again.propose(salt, 1)[0][1] == pytest.approx(1)
+    assert again.evidence(salt) == pytest.approx(sum(vote for _, vote in again.propose(salt, 9)))
+    assert again.evidence({11: 2, 17: 2}) == 0
+    assert again.evidence(salt, groups=[1]) == 0
     assert again.propose(perovskite, 1)[0][1] == pytest.approx(math.exp(-1), abs=1e-3)

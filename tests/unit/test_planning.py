@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from crystalctl.crystal.elements import parse_formula
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
 from crystalctl.planning import (
     Sample,
-    choose_units,
     parse_atom_numbers,
     parse_units,
     plan_generate,
     plan_predict,
-    spread,
     stable_hash,
-    unit_prior,
 )
 from crystalctl.templating import Chosen
 from crystalctl.tiles import tiles
@@ -36,41 +31,6 @@ STATISTICS = Statistics(
 )
 
 
-def units(text: str, **options) -> list[int]:
-    return choose_units(parse_formula(text), STATISTICS, **options)
-
-
-def test_automatic_units() -> None:
-    assert units("NaCl") == [1, 2, 3, 4]
-    assert units("SrTiO3") == [1, 2, 3, 4]
-    assert units("Ca3(PO4)2") == [1]
-    assert units("CaSO4·2H2O") == [1]
-    assert units("Al2(SO4)3·H2O") == [1]
-    assert units("Sr2Ti2O6") == [1, 2, 3, 4]
-    assert units("Si8") == [1, 2, 3, 4, 8]
-    assert units("KAl3Si3O12H2") == [1]  # 21 atoms: above 20, but known
-    with pytest.raises(InputError, match="47 atoms, the weights know up to 40"):
-        units("K4Fe(CN)6(H2O)10")
-    with pytest.raises(InputError, match="1000 x C has 1000 atoms") as caught:
-        units("C1000")
-    assert caught.value.hint == "use --z 40 or less"
-    assert units("C1000", units=[4]) == [4]
-
-
-def test_given_units() -> None:
-    assert units("SrTiO3", units=[2, 8]) == [2, 8]
-    with pytest.raises(InputError, match="45 atoms") as caught:
-        units("SrTiO3", units=[9])
-    assert caught.value.hint == "use --z 8 or less"
-    assert units("SrTiO3", num_atoms=10) == [2]
-    for wrong, near in ((7, "5 or 10"), (1, "5 or 10"), (39, "35 or 40"), (43, "40")):
-        with pytest.raises(InputError, match=f"has {wrong} atoms") as caught:
-            units("SrTiO3", num_atoms=wrong)
-        assert caught.value.hint == f"nearest possible: {near}"
-    with pytest.raises(InputError, match="never seen Pa"):
-        units("PaO2")
-
-
 def test_parsing() -> None:
     assert parse_units("auto") is None
     assert parse_units("4, 1,2") == [1, 2, 4]
@@ -81,29 +41,6 @@ def test_parsing() -> None:
     for text in ("", "0-3", "6-4", "a", "1-2-3", "²"):
         with pytest.raises(InputError, match="--num-atoms"):
             parse_atom_numbers(text)
-
-
-def test_prior_backs_off() -> None:
-    assert unit_prior(parse_formula("SrTiO3"), STATISTICS) == {1: 60, 2: 30, 4: 9}
-    assert unit_prior(parse_formula("Al2O3"), STATISTICS) == {2: 50}  # only 3 of its own kind
-    assert unit_prior(parse_formula("NaCl"), STATISTICS) == {1: 100}
-
-
-def test_spread_by_hand() -> None:
-    assert spread(10, [1, 2], {1: 8, 2: 0}) == [9, 1]
-    assert spread(20, [1, 2, 3, 4], {1: 60, 2: 30, 4: 9}) == [11, 6, 1, 2]
-    assert spread(2, [1, 2, 3], {2: 90}) == [0, 2, 0]
-
-
-@given(
-    st.integers(1, 200),
-    st.lists(st.integers(1, 9), min_size=1, max_size=5, unique=True),
-    st.dictionaries(st.integers(1, 9), st.integers(0, 10_000)),
-)
-def test_spread(n: int, wanted: list[int], prior: dict[int, int]) -> None:
-    shares = spread(n, wanted, prior)
-    assert sum(shares) == n
-    assert min(shares) >= (1 if n >= len(wanted) else 0)
 
 
 def test_plan_and_tiles() -> None:

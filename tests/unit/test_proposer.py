@@ -194,6 +194,9 @@ class Known:
     def propose(self, composition, n, *, groups=None, rows=None):
         return list(self.votes.items())[:n]
 
+    def evidence(self, composition, *, groups=None, rows=None):
+        return sum(self.votes.values())
+
 
 def mixture(votes: dict[Chosen, float], proposer: Proposer, monkeypatch) -> Mixture:
     monkeypatch.setattr(proposing.Mixture, "proposer", proposer)
