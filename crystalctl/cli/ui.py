@@ -106,9 +106,9 @@ def show_result(result: Result, *, command: str) -> None:
         console.print(table)
     if len(result.rows) > len(shown):
         console.print(f"... and {len(result.rows) - len(shown)} more in summary.csv")
-    aside = sum(result.set_aside.values())
+    aside, s = sum(result.set_aside.values()), "s" * (len(result.rows) != 1)
     console.print(
-        f"{result.n_samples} samples: {len(result.rows)} structures after merging duplicates, "
+        f"{result.n_samples} samples: {len(result.rows)} structure{s} after merging duplicates, "
         f"{aside} set aside",
         soft_wrap=True,
     )
