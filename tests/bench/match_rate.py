@@ -77,6 +77,8 @@ def draw(
     """``options.k`` samples for each crystal of ``truth``; same-size entries share batches."""
     device, k = pick_device(options.device), options.k
     source = Mixture(Memory.load(options.templates)) if options.templates else None
+    if source is not None and options.proposer:
+        source.__dict__["proposer"] = load_model(options.proposer, task="propose").model
     wanted = [
         (pairs, row, repeat, target)
         for row, (pairs, one) in enumerate(
@@ -203,6 +205,7 @@ def main() -> None:
     parser.add_argument("--edges", type=int, default=8192)
     parser.add_argument("--train", type=Path)
     parser.add_argument("--templates", type=Path, help="propose templates, not the true one")
+    parser.add_argument("--proposer", help="weights of another proposer than the default")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rows", type=Path, help="also write the judgement of each entry here")
     parser.add_argument(

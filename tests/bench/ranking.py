@@ -266,7 +266,7 @@ def by_source(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def compute(options: argparse.Namespace) -> list[str]:
     """Judge the entries that ``--rows`` lacks; all its lines."""
-    options.templates, options.verbose = shipped_templates(), False
+    options.templates, options.proposer, options.verbose = shipped_templates(), None, False
     device = pick_device(options.device)
     known: dict[str, Any] = {}
 
