@@ -140,7 +140,6 @@ def plan_templates(
     drawn: those ``source`` votes for, then what else the group allows or the training data occupy.
     Raises ``InputError`` when nothing fits.
     """
-    from crystalctl.refusals import refuse_composition
     from crystalctl.templating import turns
 
     groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
@@ -159,13 +158,8 @@ def plan_templates(
             composition = {element: formula.unit[element] * z for element in sorted(formula.unit)}
             if ways := _ways(composition, n, statistics, symmetry, source):
                 found[z] = composition, ways
-        if not found and symmetry is not None:
-            raise refuse_composition(symmetry, formula.unit, chosen, statistics.max_atoms)
         if not found:
-            raise InputError(
-                f"no template of the training data fits {formula.reduced}",
-                "name a --spacegroup, other --z, or use --model diffcsp",
-            )
+            raise _nothing_fits(formula, symmetry, chosen, statistics.max_atoms)
         shares = spread(n, {z: weights[z] for z in found})
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
             order = list(ways)
@@ -187,6 +181,20 @@ def plan_templates(
                     )
                 )
     return samples
+
+
+def _nothing_fits(
+    formula: Formula, symmetry: Symmetry | None, units: Sequence[int], most: int
+) -> InputError:
+    """Why no template holds these numbers of units, and what is possible instead."""
+    from crystalctl.refusals import refuse_composition
+
+    if symmetry is not None:
+        return refuse_composition(symmetry, formula.unit, units, most)
+    return InputError(
+        f"no template of the training data fits {formula.reduced}",
+        "name a --spacegroup, other --z, or use --model diffcsp",
+    )
 
 
 def _ways(
