@@ -13,6 +13,7 @@ from crystalctl.planning import (
     parse_units,
     plan_generate,
     plan_predict,
+    plan_templates,
     stable_hash,
 )
 from crystalctl.templating import Chosen
@@ -22,12 +23,6 @@ STATISTICS = Statistics(
     max_atoms=40,
     elements=tuple(range(1, 90)),
     n_atoms={4: 10, 8: 30, 40: 1},
-    formula_units={
-        "3:5": {1: 60, 2: 30, 4: 9},
-        "2:5": {1: 3},
-        "*:5": {2: 50},
-        "*:*": {1: 100},
-    },
 )
 
 
@@ -70,6 +65,37 @@ def test_templates_of_any_size_share_a_tile() -> None:
     assert [[s.number for s in tile] for tile in tiles(plan, "cpu")] == [[2, *range(3, 60), 1]]
     many = [Sample(k, "l", "", 20, k, template=large) for k in range(50)]
     assert [len(tile) for tile in tiles(many, "cpu")] == [5] * 10
+
+
+class Anywhere:
+    """Votes for one template of every composition: all atoms on their own, in P1."""
+
+    def __init__(self, votes: dict[int, float]) -> None:
+        self.votes = votes
+
+    def propose(self, composition, n, *, groups=None, rows=None):
+        species = tuple(z for z, count in composition.items() for _ in range(count))
+        return [(Chosen(1, (0,) * len(species), species), 1.0)]
+
+    def evidence(self, composition, *, groups=None, rows=None):
+        return self.votes.get(sum(composition.values()), 0.0)
+
+
+def test_samples_go_to_the_cells_that_known_structures_have() -> None:
+    wanted, votes = [parse_formula("NaCl")], Anywhere({2: 1.0, 12: 3.0})
+    free = plan_templates(wanted, 40, STATISTICS, None, source=votes)
+    sizes = [sample.n_atoms for sample in free]
+    assert set(sizes) == {2, 4, 6, 8, 12}
+    assert sizes.count(12) > 2 * sizes.count(2) > 10
+    assert sizes.count(4) == sizes.count(6) == sizes.count(8) == 1
+    # What is asked for is all there is.
+    asked = plan_templates(wanted, 40, STATISTICS, None, source=votes, units=[1, 2])
+    assert {sample.n_atoms for sample in asked} == {2, 4}
+    (size,) = {
+        sample.n_atoms
+        for sample in plan_templates(wanted, 4, STATISTICS, None, source=votes, num_atoms=8)
+    }
+    assert size == 8
 
 
 def test_streams_are_pinned() -> None:

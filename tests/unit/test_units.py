@@ -14,7 +14,6 @@ from crystalctl.units import choose_units, spread, unit_prior, unit_weights, vot
 STATISTICS = Statistics(
     max_atoms=40,
     elements=tuple(range(1, 90)),
-    n_atoms={4: 10, 8: 30, 40: 1},
     formula_units={
         "3:5": {1: 60, 2: 30, 4: 9},
         "2:5": {1: 3},
