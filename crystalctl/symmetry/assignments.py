@@ -6,7 +6,8 @@ Only numpy is used, so that impossible requests are refused before torch is load
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,77 +34,177 @@ def assignments(group: int, composition: Mapping[int, int]) -> Iterator[Assignme
     """All ways to put a composition (Z -> atoms of the primitive cell) on the positions of a group.
 
     Positions without freedom are used once at most, others as often as they fit. Few orbits
-    come first.
+    come first. The search has no dead ends: what it begins ends in an assignment.
     """
     wanted = [(z, n * lattice_points(group)) for z, n in sorted(composition.items())]
-    least = sum(_fewest(group, n) for _, n in wanted)
-    if least >= _NEVER:
-        return
-    for total in range(least, sum(n for _, n in wanted) + 1):
+    counts = tuple(n for _, n in wanted)
+    for total in _members(_together(group, counts, _single(group))):
         for found in _place(group, wanted, frozenset(), total):
             yield tuple(sorted(found))
 
 
-_NEVER = 10**6
-
-
 def may_hold(group: int, n_atoms: int) -> bool:
     """Whether some positions of a group add up to ``n_atoms`` in the primitive cell."""
-    return _fewest(group, n_atoms * lattice_points(group)) < _NEVER
+    count = n_atoms * lattice_points(group)
+    return _ways(group, frozenset(), _width(count))[0][count] != 0
+
+
+Numbers = int
+"""A set of numbers of orbits: bit k is set where k orbits will do."""
+Usage = tuple[int, ...]
+"""How many positions without freedom, of each multiplicity that the group has them of."""
+
+
+def _members(numbers: Numbers) -> list[int]:
+    return [k for k in range(numbers.bit_length()) if numbers >> k & 1]
 
 
 def _place(
     group: int, wanted: Sequence[tuple[int, int]], taken: frozenset[int], n_orbits: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """Ways with exactly ``n_orbits`` orbits for what is left of the composition."""
+    """Ways with exactly ``n_orbits`` orbits for what is left of the composition.
+
+    ``taken``: positions without freedom, by index, that others are on.
+    """
     if not wanted:
-        if n_orbits == 0:
-            yield []
+        yield []
         return
     (z, count), rest = wanted[0], wanted[1:]
-    later = sum(_fewest(group, n) for _, n in rest)
-    for rows in _sums(group, count, n_orbits - later):
-        fixed = {row for row, freedom in rows if freedom == 0}
-        if fixed & taken:
-            continue
-        here = [(row, z) for row, _ in rows]
-        for more in _place(group, rest, taken | fixed, n_orbits - len(rows)):
+    there, most = positions(group), _width(count)
+    free, later = _left(group, taken), tuple(n for _, n in rest)
+    allowed = 0
+    for used, numbers in _splits(group, count):
+        if all(u <= f for u, f in zip(used, free, strict=True)):
+            left = tuple(f - u for u, f in zip(used, free, strict=True))
+            for k in _members(_together(group, later, left)):
+                if k <= n_orbits and numbers >> n_orbits - k & 1:
+                    allowed |= 1 << n_orbits - k + _code(group, used, most)
+    ways = _ways(group, taken, most)
+    for chosen in _sums(group, ways, count, allowed, 0):
+        here = [(there[index].row, z) for index in chosen]
+        fixed = taken.union(index for index in chosen if there[index].freedom == 0)
+        for more in _place(group, rest, fixed, n_orbits - len(chosen)):
             yield here + more
 
 
 def _sums(
-    group: int, count: int, most: int, start: int = 0
-) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Multisets of at most ``most`` positions with ``count`` atoms: (row, freedom) of each."""
+    group: int, ways: list[list[int]], count: int, allowed: int, start: int
+) -> Iterator[tuple[int, ...]]:
+    """Multisets of positions from index ``start`` on with ``count`` atoms and an ``allowed`` code.
+
+    ``ways`` and the codes are those of ``_ways``.
+    """
     if count == 0:
         yield ()
         return
-    if most <= 0:
-        return
-    there = positions(group)
+    there, steps = positions(group), _steps(group, len(ways[0]) - 1)
     for index in range(start, len(there)):
-        here = there[index]
-        if here.multiplicity > count:
+        if not ways[index][count] & allowed:
+            return
+        left = count - there[index].multiplicity
+        if left < 0:
             continue
-        following = index + 1 if here.freedom == 0 else index
-        for rest in _sums(group, count - here.multiplicity, most - 1, following):
-            yield ((here.row, here.freedom), *rest)
+        if ways[index + 1] is ways[index]:  # taken
+            continue
+        following = index + 1 if there[index].freedom == 0 else index
+        rest_allowed = allowed >> steps[index]
+        if ways[following][left] & rest_allowed:
+            for rest in _sums(group, ways, left, rest_allowed, following):
+                yield (index, *rest)
+
+
+@lru_cache(maxsize=100_000)
+def _together(group: int, counts: tuple[int, ...], free: Usage) -> Numbers:
+    """Numbers of orbits that can hold all ``counts`` with ``free`` positions without freedom."""
+    if not counts:
+        return 1
+    found = 0
+    for used, numbers in _splits(group, counts[0]):
+        if all(u <= f for u, f in zip(used, free, strict=True)):
+            left = tuple(f - u for u, f in zip(used, free, strict=True))
+            for k in _members(_together(group, counts[1:], left)):
+                found |= numbers << k
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _splits(group: int, count: int) -> list[tuple[Usage, Numbers]]:
+    """Ways to hold ``count`` atoms: positions without freedom, and numbers of orbits with them."""
+    most = _width(count)
+    codes = _ways(group, frozenset(), most)[0][count]
+    found = []
+    for used in product(*(range(n + 1) for n in _single(group))):
+        numbers = codes >> _code(group, used, most) & (1 << most + 1) - 1
+        if numbers:
+            found.append((used, numbers))
+    return found
+
+
+def _width(count: int) -> int:
+    return -(-count // 64) * 64
+
+
+def _code(group: int, used: Usage, most: int) -> int:
+    """The bit of no orbits beside ``used`` in a set of codes."""
+    code, unit = 0, most + 1
+    for u, n in zip(used, _single(group), strict=True):
+        code += u * unit
+        unit *= n + 1
+    return code
 
 
 @cache
-def _fewest(group: int, count: int) -> int:
-    """Least number of orbits with ``count`` atoms together, a large number if there is none."""
-    sizes = _sizes(group)
-    best = [0] + [_NEVER] * count
-    for size, available in sizes:
-        if available is None:
-            for total in range(size, count + 1):
-                best[total] = min(best[total], best[total - size] + 1)
-        else:
-            for _ in range(available):
-                for total in range(count, size - 1, -1):
-                    best[total] = min(best[total], best[total - size] + 1)
-    return best[count]
+def _kinds(group: int) -> list[int]:
+    """Multiplicities of the positions without freedom."""
+    return sorted({here.multiplicity for here in positions(group) if here.freedom == 0})
+
+
+@cache
+def _single(group: int) -> Usage:
+    """All positions without freedom, by multiplicity."""
+    return _left(group, frozenset())
+
+
+def _left(group: int, taken: frozenset[int]) -> Usage:
+    free = [
+        here.multiplicity
+        for index, here in enumerate(positions(group))
+        if here.freedom == 0 and index not in taken
+    ]
+    return tuple(free.count(kind) for kind in _kinds(group))
+
+
+@cache
+def _steps(group: int, most: int) -> list[int]:
+    """What an orbit on each position adds to a code."""
+    kinds = _kinds(group)
+    return [
+        1
+        if here.freedom
+        else 1 + _code(group, tuple(int(kind == here.multiplicity) for kind in kinds), most)
+        for here in positions(group)
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _ways(group: int, taken: frozenset[int], most: int) -> list[list[int]]:
+    """Codes of what holds n atoms of the cell on the positions from index i on: [i][n].
+
+    A set of codes is an integer: bit k + (most + 1) c stands for k orbits, c the mixed-radix number
+    of how many positions without freedom are among them, by multiplicity.
+    """
+    steps = _steps(group, most)
+    ways = [[1] + [0] * most]
+    for index, here in reversed(list(enumerate(positions(group)))):
+        if index in taken:
+            ways.insert(0, ways[0])
+            continue
+        row = list(ways[0])
+        source = row if here.freedom else ways[0]
+        for n in range(here.multiplicity, most + 1):
+            row[n] |= source[n - here.multiplicity] << steps[index]
+        ways.insert(0, row)
+    return ways
 
 
 @cache
@@ -127,19 +228,6 @@ def reach(most: int) -> NDArray[np.bool_]:
     return found
 
 
-@cache
-def _sizes(group: int) -> list[tuple[int, int | None]]:
-    """Multiplicities with how many orbits of that size there can be; None: any number."""
-    found: dict[int, int | None] = {}
-    for here in positions(group):
-        size = here.multiplicity
-        if here.freedom:
-            found[size] = None
-        elif found.get(size, 0) is not None:
-            found[size] = (found.get(size) or 0) + 1
-    return sorted(found.items())
-
-
 def fits(group: int, composition: Mapping[int, int]) -> bool:
     """Whether a composition (Z -> atoms of the primitive cell) can be put on the positions."""
     return next(assignments(group, composition), None) is not None
@@ -147,8 +235,7 @@ def fits(group: int, composition: Mapping[int, int]) -> bool:
 
 def possible_atom_counts(group: int, most: int) -> list[int]:
     """Numbers of atoms of the primitive cell, up to ``most``, that some positions add up to."""
-    points = lattice_points(group)
-    return [n for n in range(1, most + 1) if _fewest(group, n * points) < _NEVER]
+    return [n for n in range(1, most + 1) if may_hold(group, n)]
 
 
 def atoms_of(rows: Sequence[int]) -> int:

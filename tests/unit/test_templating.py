@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -17,11 +18,12 @@ from crystalctl.symmetry.assignments import (
     assignments,
     atoms_of,
     covers,
+    fits,
     lattice_points,
     possible_atom_counts,
 )
 from crystalctl.symmetry.tables import tables
-from crystalctl.symmetry.wyckoff import parse_wyckoff, position
+from crystalctl.symmetry.wyckoff import parse_wyckoff, position, positions
 from crystalctl.templating import (
     Chosen,
     draw_positions,
@@ -57,6 +59,47 @@ def test_every_assignment_is_exact_and_fixed_points_are_used_once() -> None:
                 size = sum(position(row).multiplicity for row, other in way if other == z)
                 assert size == count * lattice_points(group)
         assert [len(way) for way in ways] == sorted(len(way) for way in ways)
+
+
+def brute_force(group: int, composition: dict[int, int]) -> set[tuple[tuple[int, int], ...]]:
+    """All assignments by trying every number of orbits on every position for every element."""
+    there = positions(group)
+    found = [({row: 0 for row in range(len(there))}, ())]
+    for z, count in composition.items():
+        longer = []
+        for used, way in found:
+            ranges = [
+                range(2 - used[i] if p.freedom == 0 else count * 4 // p.multiplicity + 1)
+                for i, p in enumerate(there)
+            ]
+            for numbers in itertools.product(*ranges):
+                size = sum(k * p.multiplicity for k, p in zip(numbers, there, strict=True))
+                if size == count * lattice_points(group):
+                    rows = [
+                        (p.row, z) for k, p in zip(numbers, there, strict=True) for _ in range(k)
+                    ]
+                    longer.append(({i: used[i] + k for i, k in enumerate(numbers)}, (*way, *rows)))
+        found = longer
+    return {tuple(sorted(way)) for _, way in found}
+
+
+@pytest.mark.parametrize(
+    ("group", "composition"),
+    [(2, {3: 2, 8: 3}), (5, {3: 3, 8: 3}), (146, {3: 3, 8: 4}), (216, {3: 2, 8: 6}), (161, {8: 2})],
+)
+def test_assignments_are_all_there_are(group: int, composition: dict[int, int]) -> None:
+    ways = list(assignments(group, composition))
+    assert len(ways) == len(set(ways))
+    assert set(ways) == brute_force(group, composition)
+
+
+@pytest.mark.parametrize("group", [12, 65, 69, 82, 123])
+def test_many_elements_that_would_share_a_position_are_refused_without_trying(group: int) -> None:
+    # five odd numbers, and at most four positions that could make a number odd; a search that
+    # tries would try millions of ways for the other atoms first
+    odd = {3: 5, 26: 7, 8: 19, 15: 11, 12: 3}
+    assert not fits(group, odd)
+    assert fits(group, {3: 5, 26: 7, 8: 19}) == (group != 69)
 
 
 def test_counts_that_no_positions_add_up_to() -> None:
