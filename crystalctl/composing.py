@@ -144,10 +144,37 @@ def plan_composed(
             elements=elements,
             template=chosen[k],
             exact=not wish.allow_supergroup,
+            temperature=temperature,
+            sizes=None if num_atoms is None else tuple(num_atoms),
         )
         for k in range(n)
     ]
     return samples, combined
+
+
+def composed_anew(model: Any, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, with other templates of the same group where the model composed them.
+
+    For samples that did not come out: atoms that crowd a template in its cell will do so again.
+    A template that cannot have its group exactly is not taken.
+    """
+    found = list(samples)
+    for i, sample in enumerate(samples):
+        old = sample.template
+        if old is None or old.cell is None or not knows_templates(model):
+            continue
+        settings = {
+            "temperature": sample.temperature,
+            "elements": sample.elements,
+            "sizes": sample.sizes,
+        }
+        streams = [stable_hash(f"{sample.stream}|{k}") for k in range(TRIES)]
+        drawn = _compose(model, [[old.group]] * TRIES, streams, settings)
+        able = [t for t in drawn if t is not None and has_own_group(t.positions, t.species)]
+        if able:
+            template = _chosen_of(able[0])
+            found[i] = replace(sample, template=template, n_atoms=template.n_atoms)
+    return found
 
 
 def _chosen(
@@ -169,9 +196,7 @@ def _chosen(
         for k, template in zip(waiting, found, strict=True):
             if template is None:
                 raise _no_size(pools[k], num_atoms or [])
-            drawn[k] = Chosen(
-                template.space_group, template.positions, template.species, template.cell
-            )
+            drawn[k] = _chosen_of(template)
             if wish.allow_supergroup or has_own_group(template.positions, template.species):
                 chosen[k] = drawn[k]
         waiting = [k for k in waiting if k not in chosen]
@@ -183,6 +208,10 @@ def _chosen(
         chosen[k] = Chosen(group, draw_positions(group, sizes, draw))
         combined[group] = None
     return [chosen[k] for k in range(n)], list(combined)
+
+
+def _chosen_of(template: Any) -> Chosen:
+    return Chosen(template.space_group, template.positions, template.species, template.cell)
 
 
 _AT_ONCE = 256

@@ -47,6 +47,10 @@ class Sample:
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
     goal: Goal | None = None
+    temperature: float = 1.0
+    """At which a model composed the template, and would compose another,"""
+    sizes: tuple[int, ...] | None = None
+    """of so many atoms in the primitive cell; None: any number."""
     source: str = ""
     """The family that draws it and, after a colon, what proposed its template."""
 

@@ -10,6 +10,7 @@ import torch
 
 from crystalctl.analysis.exact import found_group, orbit_cell
 from crystalctl.analysis.validity import invalid_reason
+from crystalctl.composing import composed_anew
 from crystalctl.crystal.batch import Crystals
 from crystalctl.drawn import UNITS, Drawn, draw_tile, tensors_of
 from crystalctl.parallel import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from crystalctl.io.results import RunFolder
 
 REDRAWS = 3
-"""How often a sample with too much symmetry is drawn again."""
+"""How often a sample that is impossible or has too much symmetry is drawn again."""
 
 
 def draw(
@@ -113,8 +114,8 @@ def draw_exact(
 ) -> Drawn:
     """As ``draw``; samples of a prescribed group that are impossible or lack it are drawn again.
 
-    Up to ``REDRAWS`` times, each with its own random stream; what is left then is set aside by the
-    ranking.
+    Up to ``REDRAWS`` times, each with its own random stream, and from the second time on in another
+    template where the model composed it; what is left then is set aside by the ranking.
     """
     first = first_tile
     found = draw(
@@ -126,6 +127,8 @@ def draw_exact(
         if not wrong:
             break
         again = [replace(s, key=f"{s.key}|again {attempt}") for s in wrong]
+        if attempt > 1:
+            again = composed_anew(model, again)
         new = draw(model, again, device=device, first_tile=first, **options)
         first += len(tiles(again, device.type))
         found.update(new)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from strategies import noise_for, symmetric_crystals, templates, tiny_model
 
+from crystalctl.composing import composed_anew, plan_composed
 from crystalctl.crystal.batch import Crystals, Target
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
@@ -25,7 +26,9 @@ from crystalctl.symmetry.assignments import assignments, atoms_of
 from crystalctl.symmetry.features import group_features, position_features
 from crystalctl.symmetry.normaliser import canonical_orbits
 from crystalctl.symmetry.tables import tables
+from crystalctl.symmetry.witness import has_own_group
 from crystalctl.symmetry.wyckoff import position, positions
+from crystalctl.templating import Chosen, parse_symmetry
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +182,27 @@ def test_compositions_have_the_sizes_asked_for(model: Any) -> None:
     found = model.compose([range(1, 231)] * 40, noise_for(40), sizes=[6, 8])
     assert {atoms_of(template.positions) for template in found} <= {6, 8}
     assert model.compose([[225], [1]], noise_for(2), sizes=[49])[0] is None
+
+
+def test_samples_that_did_not_come_out_get_other_templates_of_their_group(model: Any) -> None:
+    wish = parse_symmetry([103, 225])
+    samples, _ = plan_composed(
+        model, 4, model.statistics, wish, num_atoms=[6, 8, 10], elements=frozenset({3, 8})
+    )
+    bare = replace(samples[0], template=Chosen(225, samples[0].template.rows))
+    anew = composed_anew(model, [*samples, bare])
+    assert anew[-1] == bare
+    assert anew == composed_anew(model, [*samples, bare])
+    others = 0
+    for old, new in zip(samples, anew, strict=False):
+        assert new.template.group == old.template.group
+        assert new.template.cell is not None
+        assert new.n_atoms == new.template.n_atoms
+        assert new.n_atoms in (6, 8, 10)
+        assert set(new.template.species) <= {3, 8}
+        assert has_own_group(new.template.rows, new.template.species)
+        others += new.template != old.template
+    assert others >= 2
 
 
 def test_a_lattice_that_is_given_stays(model: Any) -> None:
