@@ -48,9 +48,9 @@ class Sample:
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
     goal: Goal | None = None
     temperature: float = 1.0
-    """At which a model composed the template, and would compose another,"""
+    """Of the draw, where a model composed the template; another is drawn at the same."""
     sizes: tuple[int, ...] | None = None
-    """of so many atoms in the primitive cell; None: any number."""
+    """Numbers of atoms that such another template may have; None: any."""
     source: str = ""
     """The family that draws it and, after a colon, what proposed its template."""
 

@@ -102,9 +102,8 @@ def _sums(
         if not ways[index][count] & allowed:
             return
         left = count - there[index].multiplicity
-        if left < 0:
-            continue
-        if ways[index + 1] is ways[index]:  # taken
+        taken = ways[index + 1] is ways[index]
+        if taken or left < 0:
             continue
         following = index + 1 if there[index].freedom == 0 else index
         rest_allowed = allowed >> steps[index]
@@ -186,12 +185,13 @@ def _steps(group: int, most: int) -> list[int]:
     ]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _ways(group: int, taken: frozenset[int], most: int) -> list[list[int]]:
     """Codes of what holds n atoms of the cell on the positions from index i on: [i][n].
 
     A set of codes is an integer: bit k + (most + 1) c stands for k orbits, c the mixed-radix number
-    of how many positions without freedom are among them, by multiplicity.
+    of how many positions without freedom are among them, by multiplicity. Of a position that is
+    ``taken`` the table is that of the next, the very same.
     """
     steps = _steps(group, most)
     ways = [[1] + [0] * most]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from strategies import noise_for, symmetric_crystals, templates, tiny_model
 
+from crystalctl import sampling
 from crystalctl.composing import composed_anew, plan_composed
 from crystalctl.crystal.batch import Crystals, Target
 from crystalctl.data.statistics import Statistics
@@ -22,6 +23,7 @@ from crystalctl.models.occupation import Occupation, no_formula
 from crystalctl.models.sgequidiff import SGEquiDiff, SGEquiDiffConfig
 from crystalctl.networks.telescope import TelescopeNet
 from crystalctl.networks.wyckoff_net import Occupied
+from crystalctl.planning import Sample
 from crystalctl.symmetry.assignments import assignments, atoms_of
 from crystalctl.symmetry.features import group_features, position_features
 from crystalctl.symmetry.normaliser import canonical_orbits
@@ -203,6 +205,25 @@ def test_samples_that_did_not_come_out_get_other_templates_of_their_group(model:
         assert has_own_group(new.template.rows, new.template.species)
         others += new.template != old.template
     assert others >= 2
+
+
+def test_a_sample_is_drawn_in_its_template_twice_then_in_others(model: Any, monkeypatch) -> None:
+    wish = parse_symmetry([225])
+    samples, _ = plan_composed(model, 3, model.statistics, wish, elements=frozenset({3, 8}))
+    seen: dict[int, list[tuple[int, ...]]] = {sample.number: [] for sample in samples}
+
+    def never_good(sample: Sample, crystal: Crystals) -> bool:
+        seen[sample.number].append(tuple(crystal.layout.orbits.position.tolist()))
+        return True
+
+    monkeypatch.setattr(sampling, "unwanted", never_good)
+    found = sampling.draw_exact(model, samples, seed=0, steps=1, device=torch.device("cpu"))
+    for sample in samples:
+        drawn = seen[sample.number]
+        assert len(drawn) == 1 + sampling.REDRAWS
+        assert drawn[0] == drawn[1] == sample.template.rows
+        assert tuple(found[sample.number].layout.orbits.position.tolist()) == drawn[-1]
+    assert sum(len(set(drawn)) > 1 for drawn in seen.values()) >= 2
 
 
 def test_a_lattice_that_is_given_stays(model: Any) -> None:
