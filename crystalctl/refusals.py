@@ -41,7 +41,7 @@ def refuse_composition(
     elif next_size:
         hint = f"the smallest cell that fits has {next_size} atoms, the weights know up to {most}"
     elif symmetry.rows is not None:
-        hint = f"they have {atoms_of(symmetry.rows)} atoms there, {_sizes(symmetry.rows)}"
+        hint = _held(symmetry.rows)
     else:
         hint = f"no cell of {name} up to {max(most, FURTHEST)} atoms fits; choose another group"
     if symmetry.rows is not None:
@@ -53,7 +53,8 @@ def refuse_composition(
             f"{hint}; or add --allow-supergroup",
         )
     if symmetry.rows is not None:
-        return InputError(f"the positions {where} cannot hold {name} with {tried}", hint)
+        positions = "position" if len(symmetry.rows) == 1 else "positions"
+        return InputError(f"the {positions} {where} cannot hold {name} with {tried}", hint)
     return InputError(f"no Wyckoff positions of {where} add up to {name} with {tried}", hint)
 
 
@@ -67,6 +68,11 @@ def _exists(symmetry: Symmetry, unit: Mapping[int, int], z: int, *, admitted: bo
     return False
 
 
-def _sizes(rows: Sequence[int]) -> str:
+def _held(rows: Sequence[int]) -> str:
+    """How many atoms of the primitive cell positions have, each and together."""
     points = lattice_points(int(tables().group[rows[0]]))
-    return " + ".join(f"{position(row).multiplicity // points}" for row in rows)
+    if len(rows) == 1:
+        total = atoms_of(rows)
+        return f"it has {total} {'atom' if total == 1 else 'atoms'} there"
+    sizes = " + ".join(f"{position(row).multiplicity // points}" for row in rows)
+    return f"they have {sizes} = {atoms_of(rows)} atoms there"

@@ -127,6 +127,10 @@ class CentredTorusProcess(nn.Module):
         unit = self.score(out, t, layout) / self.torus.schedule.norm[t].sqrt()
         return self.torus.ancestral(x, unit, t, s, layout, noise)
 
+    def noised(self, x: Tensor, t: int, s: int, layout: Layout, noise: NoiseSource) -> Tensor:
+        """From step ``t`` to ``s`` > t, as ``corrupt`` does: with noise that may drift."""
+        return self.torus.noised(x, t, s, layout, noise)
+
     def langevin(
         self, x: Tensor, out: Tensor, t: int, layout: Layout, noise: NoiseSource
     ) -> Tensor:

@@ -63,6 +63,11 @@ class GaussianProcess(nn.Module):
             x = x + torch.sqrt(beta * (1 - then) / (1 - now)) * self.prior(layout, noise)
         return x
 
+    def noised(self, x: Tensor, t: int, s: int, layout: Layout, noise: NoiseSource) -> Tensor:
+        """From step ``t`` to ``s`` > t: what is missing of the noise of ``s`` is added."""
+        keep = self.schedule.alpha_bar[s] / self.schedule.alpha_bar[t]
+        return keep.sqrt() * x + (1 - keep).sqrt() * self.prior(layout, noise)
+
     def steered(self, out: Tensor, gradient: Tensor, t: Tensor, layout: Layout) -> Tensor:
         """The noise that means a score higher by ``gradient`` (rows, width); ``t`` (C,) steps.
 

@@ -36,6 +36,10 @@ class Process(Protocol):
         """Predictor: from step t to s < t."""
         ...
 
+    def noised(self, x: Tensor, t: int, s: int, layout: Layout, noise: NoiseSource) -> Tensor:
+        """Forward in time: from step t to s > t."""
+        ...
+
     def langevin(
         self, x: Tensor, out: Tensor, t: int, layout: Layout, noise: NoiseSource
     ) -> Tensor:

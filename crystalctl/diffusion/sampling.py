@@ -27,10 +27,18 @@ def predictor_corrector(
     """Sample from t = ``steps[0]`` down to ``steps[-1]`` = 0.
 
     Fields without a process stay as they are. At each t the corrector comes first, as in the
-    published codes: 1 + ``n_correct`` network calls.
-    Ref: Alg. 2, arXiv:2309.04475; arXiv:2011.13456, Alg. 1.
+    published codes: 1 + ``n_correct`` network calls. Where the next step is higher, noise is added.
+    Ref: Alg. 2, arXiv:2309.04475; arXiv:2011.13456, Alg. 1; arXiv:2306.14878, Alg. 1.
     """
-    for number, (t, s) in enumerate(pairwise(steps), start=1):
+    total, done = sum(s < t for t, s in pairwise(steps)), 0
+    for t, s in pairwise(steps):
+        if s > t:
+            risen = {
+                name: process.noised(state[name], t, s, layout, noise)
+                for name, process in processes.items()
+            }
+            state = {**state, **risen}
+            continue
         for _ in range(n_correct):
             out = denoise(state, t)
             moved = {
@@ -44,6 +52,7 @@ def predictor_corrector(
             for name, process in processes.items()
         }
         state = {**state, **moved}
+        done += 1
         if on_step is not None:
-            on_step(number, len(steps) - 1)
+            on_step(done, total)
     return state

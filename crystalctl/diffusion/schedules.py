@@ -69,3 +69,18 @@ def spaced_steps(n_steps: int, n_used: int) -> list[int]:
     if not 1 <= n_used <= n_steps:
         raise ValueError(f"{n_used} steps asked for, 1 to {n_steps} are possible")
     return [round(n_steps * (n_used - i) / n_used) for i in range(n_used + 1)]
+
+
+def restarted_steps(n_steps: int, n_used: int, level: int, restarts: int) -> list[int]:
+    """Time steps of a sampler that comes down from T once and ``restarts`` times from ``level``.
+
+    T > ... > 0, level > ... > 0, level > ... > 0: from 0 it returns to ``level`` by adding noise.
+    ``n_used`` steps down in all, shared out by how far each way down is. Where a restart would get
+    none there is none, nor where all steps are made. Ref: Alg. 1, arXiv:2306.14878.
+    """
+    if not restarts or n_used == n_steps:
+        return spaced_steps(n_steps, n_used)
+    share = n_used * level / (n_steps + restarts * level)
+    each = min(round(share), (n_used - 1) // restarts)
+    again = spaced_steps(level, each) if each else []
+    return spaced_steps(n_steps, n_used - restarts * each) + restarts * again

@@ -87,6 +87,11 @@ class TorusProcess(nn.Module):
             x = x + gain * self._kick(layout, noise)
         return wrap(x)
 
+    def noised(self, x: Tensor, t: int, s: int, layout: Layout, noise: NoiseSource) -> Tensor:
+        """From step ``t`` to ``s`` > t: what is missing of the noise of ``s`` is added."""
+        variance = self.schedule.sigma[s] ** 2 - self.schedule.sigma[t] ** 2
+        return wrap(x + variance.sqrt() * self._kick(layout, noise))
+
     def steered(self, out: Tensor, gradient: Tensor, t: Tensor, layout: Layout) -> Tensor:
         """The network's output for a score higher by ``gradient`` (A, 3); ``t`` (C,) steps."""
         return out + gradient / self.schedule.norm[t][layout.crystal_idx][:, None].sqrt()

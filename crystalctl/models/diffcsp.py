@@ -52,7 +52,8 @@ Field = GaussianProcess | TorusProcess
 class CSPConfig:
     """Settings of the families with a denoiser; the defaults are DiffCSP's for MP-20 (App. B.3).
 
-    Only sampling uses ``gamma``, ``sample_steps`` and ``n_correct`` (corrector calls in a step).
+    Only sampling uses ``gamma``, ``sample_steps``, ``n_correct`` (corrector calls in a step),
+    ``restarts`` (how often noise is added again) and ``restart_level`` (up to which share of T).
     """
 
     task: str = "predict"
@@ -69,13 +70,18 @@ class CSPConfig:
     weight_species: float = 20.0
     sample_steps: int = 1000
     n_correct: int = 1
+    restarts: int = 0
+    restart_level: float = 0.4
 
     def __post_init__(self) -> None:
         """Refuse settings that no network or schedule can have."""
         at_least_1 = ("hidden", "n_layers", "n_frequencies", "n_steps", "sample_steps")
         wrong = [name for name in at_least_1 if getattr(self, name) < 1]
-        weights = ("gamma", "n_correct", "weight_lattice", "weight_frac", "weight_species")
-        wrong += [name for name in weights if not 0 <= getattr(self, name) < math.inf]
+        weights = ("weight_lattice", "weight_frac", "weight_species")
+        sampler = ("gamma", "n_correct", "restarts")
+        wrong += [name for name in weights + sampler if not 0 <= getattr(self, name) < math.inf]
+        if not 0 < self.restart_level <= 1:
+            wrong.append("restart_level")
         if self.time_width < 4 or self.time_width % 2:
             wrong.append("time_width")
         if not 0 < self.sigma_low < self.sigma_high < math.inf:
@@ -87,7 +93,7 @@ class CSPConfig:
             raise InputError(
                 f"{values} cannot be",
                 "sizes are 1 or more, time_width even and 4 or more, sigma_low below sigma_high, "
-                "sample_steps at most n_steps",
+                "sample_steps at most n_steps, restart_level above 0 and at most 1",
             )
 
 

@@ -13,7 +13,7 @@ from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import Process, State
 from crystalctl.diffusion.sampling import OnStep, predictor_corrector
-from crystalctl.diffusion.schedules import spaced_steps
+from crystalctl.diffusion.schedules import restarted_steps
 from crystalctl.models.device import replayed
 
 
@@ -28,6 +28,12 @@ class Settings(Protocol):
 
     @property
     def n_correct(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    @property
+    def restart_level(self) -> float: ...
 
 
 def reverse(
@@ -62,7 +68,12 @@ def reverse(
         absent = current["species"] / torch.sqrt(1 - species.schedule.alpha_bar[t])
         return {**out, "species": torch.where(excluded, absent, out["species"])}
 
-    path = spaced_steps(settings.n_steps, steps or settings.sample_steps)
+    path = restarted_steps(
+        settings.n_steps,
+        steps or settings.sample_steps,
+        round(settings.restart_level * settings.n_steps),
+        settings.restarts,
+    )
     end = dict(
         predictor_corrector(
             denoise,

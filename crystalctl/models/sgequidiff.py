@@ -79,6 +79,8 @@ class SGEquiDiffConfig:
     gamma: float = 1.28e-6
     sample_steps: int = 100
     n_correct: int = 1
+    restarts: int = 0
+    restart_level: float = 0.4
     weight_group: float = 1.0
     weight_lattice: float = 1.0
     weight_position: float = 1.0

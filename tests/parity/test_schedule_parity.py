@@ -7,10 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crystalctl.diffusion.schedules import (
     CosineSchedule,
     WrappedSchedule,
+    restarted_steps,
     score_norm,
     spaced_steps,
 )
@@ -125,3 +128,28 @@ def test_spaced_steps_fall_from_the_top_to_zero(n_steps, n_used):
 def test_impossible_step_counts_are_refused(n_used):
     with pytest.raises(ValueError, match="steps"):
         spaced_steps(20, n_used)
+
+
+@given(st.integers(2, 1000), st.data())
+def test_restarts_share_the_steps_and_end_at_zero(n_steps, data):
+    n_used = data.draw(st.integers(1, n_steps))
+    level = data.draw(st.integers(1, n_steps))
+    restarts = data.draw(st.integers(0, 8))
+    steps = restarted_steps(n_steps, n_used, level, restarts)
+    ups = [(t, s) for t, s in pairwise(steps) if s > t]
+    assert steps[0] == n_steps
+    assert steps[-1] == 0
+    assert len(steps) - 1 - len(ups) == n_used
+    assert all(s != t for t, s in pairwise(steps))
+    assert ups in ([], [(0, level)] * restarts)
+    if n_used == n_steps or not restarts:
+        assert steps == spaced_steps(n_steps, n_used)
+
+
+def test_restarts_take_steps_as_long_as_the_first_way_down():
+    steps = restarted_steps(1000, 50, 400, 4)
+    assert steps.count(400) == 4
+    down = [t - s for t, s in pairwise(steps) if s < t]
+    assert len(down) == 50
+    assert min(down) >= 50
+    assert max(down) <= 56

@@ -18,7 +18,12 @@ from crystalctl.crystal.batch import Layout
 from crystalctl.crystal.periodic import wrap
 from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.sampling import predictor_corrector
-from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule, spaced_steps
+from crystalctl.diffusion.schedules import (
+    CosineSchedule,
+    WrappedSchedule,
+    restarted_steps,
+    spaced_steps,
+)
 from crystalctl.diffusion.torus import TorusProcess, wrapped_normal_score
 
 N_ROWS = 4000
@@ -177,6 +182,57 @@ def test_corrector_comes_before_the_predictor_and_gets_fresh_outputs():
     assert float(state["x"]) == 0
 
 
+def test_a_step_up_adds_noise_and_is_not_counted():
+    calls: list[tuple[str, int, int]] = []
+
+    class Recorder:
+        def noised(self, x, t, s, layout, noise):
+            calls.append(("up", t, s))
+            return x + 100
+
+        def ancestral(self, x, out, t, s, layout, noise):
+            calls.append(("down", t, s))
+            return x + out
+
+    seen: list[tuple[int, int]] = []
+    end = predictor_corrector(
+        lambda current, t: {"x": current["x"]},
+        {"x": Recorder()},
+        {"x": torch.ones(1)},
+        [4, 0, 3, 0],
+        LAYOUT,
+        noise_for(1),
+        n_correct=0,
+        on_step=lambda done, total: seen.append((done, total)),
+    )
+    assert calls == [("down", 4, 0), ("up", 0, 3), ("down", 3, 0)]
+    assert seen == [(1, 2), (2, 2)]
+    assert float(end["x"]) == 204
+
+
+def test_torus_restarts_keep_the_data_and_mend_what_one_way_down_got_wrong():
+    """With a network that is wrong at high noise only, restarts below that forget the error."""
+    process = TorusProcess(WrappedSchedule(200, 0.005, 0.5), gamma=0.0)
+
+    def spread_after(restarts: int, wrong: float) -> float:
+        noise = noise_for(N_ROWS)
+        state = {"frac": process.prior(LAYOUT, noise)}
+
+        def denoise(current, t):
+            # Above sigma = 0.1 the data are said to be wider than they are.
+            spread = wrong if float(process.schedule.sigma[t]) > 0.1 else SPREAD
+            return {"frac": torus_score(process, current["frac"], t, spread)}
+
+        steps = restarted_steps(200, 150, 140, restarts)
+        end = predictor_corrector(
+            denoise, {"frac": process}, state, steps, LAYOUT, noise, n_correct=0
+        )
+        return float(circular_distance(end["frac"], CENTRE).std())
+
+    assert spread_after(3, SPREAD) == pytest.approx(SPREAD, rel=0.06)
+    assert spread_after(0, 0.6) > spread_after(3, 0.6) > 0.9 * SPREAD
+
+
 def test_torus_predictor_and_corrector_together_reach_the_data():
     process = TorusProcess(WrappedSchedule(200, 0.005, 0.5), gamma=5e-6)
     noise = noise_for(N_ROWS)
@@ -211,6 +267,22 @@ def test_torus_corruption_law_and_target():
         assert float((target - exact).abs().max()) < 3e-7 * scale + 1e-5 * scale * 0.1
         assert float(x.min()) >= 0
         assert float(x.max()) < 1
+
+
+def test_adding_noise_to_a_noised_row_is_noising_it_once():
+    torus = TorusProcess(WrappedSchedule(100, 0.005, 0.2), gamma=0.0)
+    gauss = GaussianProcess(CosineSchedule(100), width=3, per_atom=True, limit=1e9)
+    noise = noise_for(N_ROWS)
+    at = torch.full((N_ROWS,), 40)
+    x, _ = torus.corrupt(torch.full((N_ROWS, 3), CENTRE), at, LAYOUT, noise)
+    x = torus.noised(x, 40, 90, LAYOUT, noise)
+    check_std(circular_distance(x, CENTRE), float(torus.schedule.sigma[90]))
+    assert 0 <= float(x.min()) <= float(x.max()) < 1
+    y, _ = gauss.corrupt(torch.full((N_ROWS, 3), 2.0), at, LAYOUT, noise)
+    y = gauss.noised(y, 40, 90, LAYOUT, noise)
+    bar = float(gauss.schedule.alpha_bar[90])
+    check_std(y, math.sqrt(1 - bar))
+    assert float(y.mean()) == pytest.approx(2 * math.sqrt(bar), abs=5 / math.sqrt(y.numel()))
 
 
 def test_each_crystal_gets_its_own_step():
