@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from crystalctl.diffusion.torus import wrapped_normal_score
 
+_FEWEST = 4
+"""Steps of a restart: with fewer, the steps are worth more on the first way down (measured)."""
+
 
 class CosineSchedule(nn.Module):
     """Variance-preserving cosine schedule.
@@ -76,11 +79,9 @@ def restarted_steps(n_steps: int, n_used: int, level: int, restarts: int) -> lis
 
     T > ... > 0, level > ... > 0, level > ... > 0: from 0 it returns to ``level`` by adding noise.
     ``n_used`` steps down in all, shared out by how far each way down is. Where a restart would get
-    none there is none, nor where all steps are made. Ref: Alg. 1, arXiv:2306.14878.
+    fewer than four there is none, nor where all steps are made. Ref: Alg. 1, arXiv:2306.14878.
     """
-    if not restarts or n_used == n_steps:
+    each = round(n_used * level / (n_steps + restarts * level))
+    if n_used == n_steps or each < _FEWEST or restarts * each >= n_used:
         return spaced_steps(n_steps, n_used)
-    share = n_used * level / (n_steps + restarts * level)
-    each = min(round(share), (n_used - 1) // restarts)
-    again = spaced_steps(level, each) if each else []
-    return spaced_steps(n_steps, n_used - restarts * each) + restarts * again
+    return spaced_steps(n_steps, n_used - restarts * each) + restarts * spaced_steps(level, each)

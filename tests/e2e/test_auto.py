@@ -11,7 +11,7 @@ import pytest
 from crystalctl import checkpoint, predict
 from crystalctl.io.results import RunFolder
 
-REQUEST = {"formulas": ["NaCl"], "n": 10, "z": "1,2", "steps": 2, "jobs": 1}
+REQUEST = {"formulas": ["NaCl"], "n": 10, "z": "1,2", "steps": 8, "jobs": 1}
 SMALL_TILES = ("crystalctl.tiles.EDGE_BUDGET", {"cpu": 12})
 
 
@@ -33,16 +33,16 @@ def test_every_candidate_says_where_from(whole) -> None:
     table = csv.DictReader((whole.folder / "summary.csv").read_text().splitlines())
     sources = [counts_of(row["source"]) for row in table]
     drawn = sum(sources[1:], sources[0])
-    by_family = {"diffcsp_pp": 0, "diffcsp": 0}
+    by_family = {"diffcsp_pp": 0, "equicsp": 0}
     for source, count in drawn.items():
         by_family[source.split(":")[0]] += count
-    assert by_family["diffcsp"] <= 1
+    assert by_family["equicsp"] <= 1
     assert sum(by_family.values()) == 10 - sum(whole.set_aside.values())
     raw = [info["source"] for _, info in read_extxyz(whole.folder / "structures.extxyz")]
-    assert [s.split(":")[0] for s in raw] == ["diffcsp_pp"] * 9 + ["diffcsp"]
+    assert [s.split(":")[0] for s in raw] == ["diffcsp_pp"] * 9 + ["equicsp"]
     manifest = json.loads((whole.folder / "manifest.json").read_text())
     shipped = {row["name"]: row["sha256"] for row in checkpoint.available()}
-    assert manifest["weights"] == ["diffcsp-pp-mp", "diffcsp-mp20"]
+    assert manifest["weights"] == ["diffcsp-pp-mp", "equicsp-mp20"]
     assert list(manifest["request"]["weights_sha256"].values()) == [
         shipped[name] for name in manifest["weights"]
     ]
