@@ -98,4 +98,4 @@ def test_one_model_where_that_is_asked_for(request_, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "load_model", note)
     result = predict(**REQUEST | {"steps": 1} | request_)
     assert {name for name, task in loaded if task == "predict"} == {"diffcsp-pp-mp"}
-    assert not any("diffcsp x" in row["source"] for row in result.rows)
+    assert not any("equicsp x" in row["source"] for row in result.rows)

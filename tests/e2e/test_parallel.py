@@ -17,7 +17,7 @@ from crystalctl.io.results import RunFolder
 REQUEST = {
     "formulas": ["SrTiO3", "NaCl"],
     "n": 10,
-    "steps": 2,
+    "steps": 8,
     "report": False,
 }
 
@@ -51,7 +51,7 @@ def test_processes_change_nothing(alone) -> None:
 
     shared = predict(**REQUEST, jobs=2, on_progress=on_progress)
     assert cells(shared) == alone
-    assert any("diffcsp x1" in row["source"] for row in shared.rows)
+    assert any("equicsp x1" in row["source"] for row in shared.rows)
     assert reports == sorted(reports)
     assert reports[-1] == (20_000, 20_000)
 
