@@ -30,8 +30,12 @@ LossTerms = Mapping[str, LossTerm]
 
 def row_loss(prediction: Tensor, target: Tensor, weight: float) -> LossTerm:
     """Squared error averaged over columns and summed over rows, (rows, width) each."""
-    error = (prediction.float() - target).square()
-    return LossTerm(error.mean(1).sum(), prediction.shape[0], weight)
+    return mean_loss((prediction.float() - target).square(), weight)
+
+
+def mean_loss(errors: Tensor, weight: float) -> LossTerm:
+    """``errors`` (rows, width) averaged over columns and summed over rows."""
+    return LossTerm(errors.mean(1).sum(), len(errors), weight)
 
 
 def total_loss(terms: LossTerms, n_rows: Mapping[str, int] | None = None) -> Tensor:

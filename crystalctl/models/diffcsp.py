@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.crystal.batch import Crystals, Layout, Target
 from crystalctl.crystal.goal import Goal
 from crystalctl.data.statistics import Statistics
+from crystalctl.diffusion.elements import SAYS, ElementProcess
 from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import State
@@ -33,7 +33,7 @@ from crystalctl.diffusion.sampling import OnStep
 from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
-from crystalctl.models.contract import LossTerms, row_loss
+from crystalctl.models.contract import LossTerms, mean_loss, row_loss
 from crystalctl.models.device import Call
 from crystalctl.models.properties import guided, property_loss, wanted
 from crystalctl.models.reverse import excluded_elements, reverse
@@ -41,8 +41,6 @@ from crystalctl.networks.cspnet import CSPNet
 
 LATTICE_LIMIT = 60.0
 """Bound on the Frobenius norm of a predicted lattice, Å; beyond any cell of 20 atoms in MP-20."""
-SPECIES_LIMIT = 2.0
-"""Bound on the norm of a predicted one-hot vector."""
 PREDICTED_AT_ONCE = 256
 """Crystals whose property is predicted in one network call."""
 Field = GaussianProcess | TorusProcess
@@ -54,6 +52,7 @@ class CSPConfig:
 
     Only sampling uses ``gamma``, ``sample_steps``, ``n_correct`` (corrector calls in a step),
     ``restarts`` (how often noise is added again) and ``restart_level`` (up to which share of T).
+    ``species_says`` and ``species_scale`` are for generating: ``diffusion/elements.py``.
     """
 
     task: str = "predict"
@@ -68,6 +67,8 @@ class CSPConfig:
     weight_lattice: float = 1.0
     weight_frac: float = 1.0
     weight_species: float = 20.0
+    species_says: str = "noise"
+    species_scale: float = 1.0
     sample_steps: int = 1000
     n_correct: int = 1
     restarts: int = 0
@@ -88,12 +89,17 @@ class CSPConfig:
             wrong.append("sigma_low")
         if self.sample_steps > self.n_steps:
             wrong.append("sample_steps")
+        if self.species_says not in SAYS:
+            wrong.append("species_says")
+        if not 0 < self.species_scale < math.inf:
+            wrong.append("species_scale")
         if wrong:
             values = ", ".join(f"model.{name} = {getattr(self, name)}" for name in wrong)
             raise InputError(
                 f"{values} cannot be",
                 "sizes are 1 or more, time_width even and 4 or more, sigma_low below sigma_high, "
-                "sample_steps at most n_steps, restart_level above 0 and at most 1",
+                "sample_steps at most n_steps, restart_level above 0 and at most 1, species_scale "
+                f"above 0, species_says one of: {', '.join(SAYS)}",
             )
 
 
@@ -141,7 +147,7 @@ class DiffCSP(nn.Module):
         torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
         self.lattice = GaussianProcess(cosine, width=9, per_atom=False, limit=LATTICE_LIMIT)
         self.frac = TorusProcess(torus, gamma=config.gamma)
-        self.species = GaussianProcess(cosine, width=MAX_Z, per_atom=True, limit=SPECIES_LIMIT)
+        self.species = ElementProcess(cosine, says=config.species_says, scale=config.species_scale)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the dense part of the network (arguments as for ``torch.compile``)."""
@@ -158,16 +164,17 @@ class DiffCSP(nn.Module):
         """Network output for each field; ``state``: lattice (C, 9), frac (A, 3), species."""
         matrix = state["lattice"].view(-1, 3, 3)
         gram = matrix @ matrix.transpose(1, 2)
-        out = self.network(
-            state["species"], state["frac"], gram.flatten(1), t, layout, tables=tables
-        )
+        species = state["species"]
+        if self.generates:
+            species = self.species.seen(species, t, layout)
+        out = self.network(species, state["frac"], gram.flatten(1), t, layout, tables=tables)
         # Multiplying by L makes the lattice output turn with the crystal (Eq. 8).
         fields = {
             "lattice": (out.lattice.float().view(-1, 3, 3) @ matrix).flatten(1),
             "frac": out.frac.float(),
         }
         if out.species is not None:
-            fields["species"] = out.species.float()
+            fields |= self.species.outputs(out.species.float(), state["species"], t, layout)
         if out.scalar is not None:
             fields["property"] = out.scalar.float()
         return fields
@@ -176,7 +183,7 @@ class DiffCSP(nn.Module):
         """The state without noise."""
         species = crystals.species
         if self.generates:
-            species = F.one_hot(species - 1, MAX_Z).float()
+            species = self.species.clean(species)
         lattice = crystals.lattice.flatten(1)
         return {"lattice": lattice, "frac": crystals.frac, "species": species}
 
@@ -195,12 +202,13 @@ class DiffCSP(nn.Module):
         for name, process in self.processes().items():
             state[name], target[name] = process.corrupt(clean[name], t, layout, noise)
         out = self.denoise(state, t, layout)
-        weights = {
-            "lattice": config.weight_lattice,
-            "frac": config.weight_frac,
-            "species": config.weight_species,
+        terms = {
+            "lattice": row_loss(out["lattice"], target["lattice"], config.weight_lattice),
+            "frac": row_loss(out["frac"], target["frac"], config.weight_frac),
         }
-        terms = {name: row_loss(out[name], target[name], weights[name]) for name in target}
+        if self.generates:
+            errors = self.species.errors(out, target["species"], crystals.species)
+            terms["species"] = mean_loss(errors, config.weight_species)
         if config.property:
             terms["property"] = property_loss(out["property"], crystals.labels, config)
         return terms

@@ -29,6 +29,7 @@ from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
 from crystalctl.crystal.sites import Sites
 from crystalctl.data.standard import from_anchors
 from crystalctl.data.statistics import Statistics
+from crystalctl.diffusion.elements import ElementProcess
 from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.lattice_coords import from_family6, to_family6
 from crystalctl.diffusion.noise import NoiseSource
@@ -38,7 +39,7 @@ from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms
-from crystalctl.models.diffcsp import SPECIES_LIMIT, CSPConfig
+from crystalctl.models.diffcsp import CSPConfig
 from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.cspnet import CSPNet
 from crystalctl.symmetry.primitive import (
@@ -114,7 +115,7 @@ class DiffCSPPlus(nn.Module):
         torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
         self.lattice = GaussianProcess(cosine, width=6, per_atom=False, limit=LATTICE_LIMIT)
         self.frac = TorusProcess(torus, gamma=config.gamma)
-        self.species = GaussianProcess(cosine, width=MAX_Z, per_atom=True, limit=SPECIES_LIMIT)
+        self.species = ElementProcess(cosine, says=config.species_says, scale=config.species_scale)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the dense part of the network (arguments as for ``torch.compile``)."""
@@ -135,8 +136,11 @@ class DiffCSPPlus(nn.Module):
         """
         k = torch.where(unit.free, state["lattice"], unit.fixed)
         g = torch.cat([k, unit.centring], 1)
+        species = state["species"]
+        if self.generates:
+            species = self.species.seen(species, t, unit.layout)
         out = self.network(
-            state["species"],
+            species,
             state["frac"],
             g,
             t,
@@ -152,7 +156,7 @@ class DiffCSPPlus(nn.Module):
             "frac": frac.masked_fill(~unit.sites.free, 0.0),
         }
         if out.species is not None:
-            fields["species"] = out.species.float()
+            fields |= self.species.outputs(out.species.float(), state["species"], t, unit.layout)
         return fields
 
     def _primitive_cell(self, k: Tensor, unit: Unit) -> Tensor:
@@ -181,7 +185,7 @@ class DiffCSPPlus(nn.Module):
         clean = {
             "lattice": torch.where(unit.free, scaled, 0.0),
             "frac": orbits.at_anchors(crystals.frac),
-            "species": F.one_hot(species - 1, MAX_Z).float() if self.generates else species,
+            "species": self.species.clean(species) if self.generates else species,
         }
         state, target = dict(clean), {}
         for name, process in self.processes().items():
@@ -190,16 +194,22 @@ class DiffCSPPlus(nn.Module):
         config = self.config
         terms = {
             "lattice": _crystal_loss(
-                out["lattice"] - target["lattice"], unit.free, config.weight_lattice, None
+                (out["lattice"] - target["lattice"]).square(),
+                unit.free,
+                config.weight_lattice,
+                None,
             ),
             "frac": _crystal_loss(
-                out["frac"] - target["frac"], unit.sites.free, config.weight_frac, unit.layout
+                (out["frac"] - target["frac"]).square(),
+                unit.sites.free,
+                config.weight_frac,
+                unit.layout,
             ),
         }
         if self.generates:
-            error = out["species"] - target["species"]
-            everything = torch.ones_like(error, dtype=torch.bool)
-            terms["species"] = _crystal_loss(error, everything, config.weight_species, unit.layout)
+            errors = self.species.errors(out, target["species"], species)
+            everything = torch.ones_like(errors, dtype=torch.bool)
+            terms["species"] = _crystal_loss(errors, everything, config.weight_species, unit.layout)
         return terms
 
     @torch.no_grad()
@@ -332,16 +342,16 @@ def templates_of(
     )
 
 
-def _crystal_loss(error: Tensor, free: Tensor, weight: float, layout: Layout | None) -> LossTerm:
-    """Squared error over what is free, averaged within each crystal, summed over crystals.
+def _crystal_loss(errors: Tensor, free: Tensor, weight: float, layout: Layout | None) -> LossTerm:
+    """Errors (rows, width) over what is free, averaged within each crystal, summed over crystals.
 
     ``layout`` None: the rows are crystals.
     """
-    square = torch.where(free, error, 0.0).square().sum(1)
+    total = torch.where(free, errors, 0.0).sum(1)
     count = free.sum(1)
-    n_rows = len(square)
+    n_rows = len(total)
     if layout is not None:
         n_rows = layout.n_crystals
-        square = square.new_zeros(n_rows).index_add(0, layout.crystal_idx, square)
+        total = total.new_zeros(n_rows).index_add(0, layout.crystal_idx, total)
         count = count.new_zeros(n_rows).index_add(0, layout.crystal_idx, count)
-    return LossTerm((square / count.clamp(min=1)).sum(), n_rows, weight)
+    return LossTerm((total / count.clamp(min=1)).sum(), n_rows, weight)

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.crystal.batch import Crystals, Layout, Target
 from crystalctl.data.statistics import Statistics
 from crystalctl.diffusion.centred import CentredTorusProcess
+from crystalctl.diffusion.elements import ElementProcess
 from crystalctl.diffusion.gaussian import GaussianProcess
 from crystalctl.diffusion.lattice_coords import (
     AXIS_ORDERS,
@@ -38,8 +38,8 @@ from crystalctl.diffusion.process import Process, State
 from crystalctl.diffusion.sampling import OnStep
 from crystalctl.diffusion.schedules import CosineSchedule, WrappedSchedule
 from crystalctl.errors import InputError
-from crystalctl.models.contract import LossTerm, LossTerms, row_loss
-from crystalctl.models.diffcsp import SPECIES_LIMIT, CSPConfig, layout_of
+from crystalctl.models.contract import LossTerm, LossTerms, mean_loss, row_loss
+from crystalctl.models.diffcsp import CSPConfig, layout_of
 from crystalctl.models.reverse import excluded_elements, reverse
 from crystalctl.networks.axisnet import AxisNet
 from crystalctl.networks.cspnet import CSPNet
@@ -105,7 +105,7 @@ class EquiCSP(nn.Module):
         torus = WrappedSchedule(config.n_steps, config.sigma_low, config.sigma_high)
         self.lattice = GaussianProcess(cosine, width=6, per_atom=False, limit=LATTICE_LIMIT)
         self.frac = CentredTorusProcess(torus, gamma=config.gamma, unbiased=config.unbiased)
-        self.species = GaussianProcess(cosine, width=MAX_Z, per_atom=True, limit=SPECIES_LIMIT)
+        self.species = ElementProcess(cosine, says=config.species_says, scale=config.species_scale)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the dense part of the network (arguments as for ``torch.compile``)."""
@@ -123,12 +123,13 @@ class EquiCSP(nn.Module):
 
         The output for "frac" is (A, 6): score, then d, each over its norm.
         """
-        out = self.network(
-            state["species"], state["frac"], state["lattice"], t, layout, tables=tables
-        )
+        species = state["species"]
+        if self.generates:
+            species = self.species.seen(species, t, layout)
+        out = self.network(species, state["frac"], state["lattice"], t, layout, tables=tables)
         fields = {"lattice": out.lattice.float(), "frac": out.frac.float()}
         if out.species is not None:
-            fields["species"] = out.species.float()
+            fields |= self.species.outputs(out.species.float(), state["species"], t, layout)
         return fields
 
     def loss_rows(self, n_crystals: int, n_atoms: int) -> dict[str, int]:
@@ -150,13 +151,16 @@ class EquiCSP(nn.Module):
             "species": crystals.species,
         }
         if self.generates:
-            clean["species"] = F.one_hot(crystals.species - 1, MAX_Z).float()
+            clean["species"] = self.species.clean(crystals.species)
         state, target = dict(clean), {}
         for name, process in self.processes().items():
             state[name], target[name] = process.corrupt(clean[name], t, layout, noise)
         tables = self.network.tables()
         out = self.denoise(state, t, layout, tables)
         terms = self._terms(out, target)
+        if self.generates:
+            errors = self.species.errors(out, target["species"], crystals.species)
+            terms["species"] = mean_loss(errors, self.config.weight_species)
         if self.config.permutation == "loss":
             number = noise.integers(layout, len(AXIS_ORDERS) - 1)
             orders = self.orders[number]
@@ -175,7 +179,7 @@ class EquiCSP(nn.Module):
             "score": (score, wanted[0]),
             "frac": (shift, wanted[1]),
         }
-        if self.generates:
+        if self.generates and prefix:
             parts["species"] = (out["species"], target["species"])
         return {
             prefix + name: row_loss(*pair, getattr(self.config, f"weight_{prefix}{name}"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crystalctl.crystal.batch import MAX_Z, Layout, Target
-from crystalctl.diffusion.gaussian import GaussianProcess
+from crystalctl.diffusion.elements import ElementProcess
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import Process, State
 from crystalctl.diffusion.sampling import OnStep, predictor_corrector
@@ -59,11 +59,13 @@ def reverse(
     network = replayed(call, state, first)
 
     def denoise(current: State, t: int) -> Mapping[str, Tensor]:
-        out = network(current, torch.full_like(first, t))
+        time = torch.full_like(first, t)
         if excluded is None:
-            return out
+            return network(current, time)
         species = processes["species"]
-        assert isinstance(species, GaussianProcess)
+        assert isinstance(species, ElementProcess)
+        known = species.without(current["species"], excluded)
+        out = network({**current, "species": known}, time)
         # The noise that says: these elements are absent from the clean crystal.
         absent = current["species"] / torch.sqrt(1 - species.schedule.alpha_bar[t])
         return {**out, "species": torch.where(excluded, absent, out["species"])}

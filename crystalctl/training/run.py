@@ -26,6 +26,8 @@ from crystalctl.training.parallel import begun_again, processes
 from crystalctl.training.settings import RECIPES, TrainConfig, check
 from crystalctl.training.store import BEST, LATEST, STATE
 
+EMBEDDING = "network.embedding.weight"
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -114,9 +116,15 @@ def _start(init: str, family: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _continue_from(model: nn.Module, tensors: Mapping[str, Tensor], init: str) -> None:
-    """Copy the weights over; parameters they lack keep their fresh values."""
+    """Copy the weights over; parameters they lack keep their fresh values.
+
+    An embedding of atomic numbers (``predict``) becomes the matrix that means the same for one-hot
+    vectors (``generate``).
+    """
     state = model.state_dict()
     for name, tensor in tensors.items():
+        if name == EMBEDDING and name in state and state[name].shape == tensor.T.shape:
+            tensor = tensor.T
         if name not in state or state[name].shape != tensor.shape:
             raise InputError(
                 f"the weights {init} do not fit these settings (at {name})",

@@ -16,7 +16,11 @@ from crystalctl.errors import InputError
 from crystalctl.models import FAMILIES
 from crystalctl.models.contract import total_loss
 
-pytestmark = pytest.mark.parametrize(("family", "task"), FAMILY_TASKS)
+SAYS_ELEMENTS = {"species_says": "element", "species_scale": 3.0}
+CASES = [(family, task, {}) for family, task in FAMILY_TASKS] + [
+    (family, "generate", SAYS_ELEMENTS) for family in ("diffcsp", "diffcsp_pp", "equicsp")
+]
+pytestmark = pytest.mark.parametrize(("family", "task", "settings"), CASES)
 
 
 @pytest.fixture
@@ -25,8 +29,8 @@ def crystals(family: str) -> Crystals:
 
 
 @pytest.fixture
-def model(family: str, task: str, crystals: Crystals) -> Any:
-    return tiny_model(family, task, crystals)
+def model(family: str, task: str, settings: dict[str, Any], crystals: Crystals) -> Any:
+    return tiny_model(family, task, crystals, **settings)
 
 
 def targets_for(family: str, task: str) -> list[Target]:
@@ -166,8 +170,8 @@ def test_saved_and_loaded_weights_sample_the_same(model, family, task, tmp_path)
     }
 
 
-def test_four_crystals_are_learnt(family, task, crystals):
-    model = tiny_model(family, task, crystals, hidden=32).train()
+def test_four_crystals_are_learnt(family, task, settings, crystals):
+    model = tiny_model(family, task, crystals, hidden=32, **settings).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     stacked = Crystals.cat([crystals] * 8)
 
@@ -194,9 +198,10 @@ def test_a_lattice_without_volume_stays_finite(model, task, crystals):
     assert all(bool(t.total.isfinite()) for t in terms.values())
 
 
-def test_accepts_and_tasks_are_declared(family, task):
+def test_accepts_tasks_and_settings_are_declared(family, task, settings):
     row = FAMILIES[family]
     assert task in row.tasks
+    assert settings.keys() <= {field.name for field in fields(row.load().Config)}
     assert row.accepts <= {
         "composition",
         "n_atoms",

@@ -512,6 +512,17 @@ def test_init_continues_from_weights(data, tmp_path):
     assert all(torch.allclose(old[name], new[name], atol=1e-9) for name in old)
 
 
+def test_generating_begins_with_what_predicting_learnt(data, tmp_path):
+    """One-hot vectors then mean to the network what the atomic numbers meant."""
+    first = train("diffcsp", data=data, out=tmp_path / "a", settings=settings()).weights
+    still = settings("generate", lr=1e-12, lr_min=0, ema=0)
+    again = train("diffcsp", data=data, out=tmp_path / "b", settings=still, init=str(first)).weights
+    old, new = read_file(first)[1], read_file(again)[1]
+    name = "network.embedding.weight"
+    assert torch.allclose(old.pop(name).T, new[name], atol=1e-9)
+    assert all(torch.allclose(old[name], new[name], atol=1e-9) for name in old)
+
+
 def test_init_refuses_weights_that_do_not_fit(data, tmp_path):
     first = train("diffcsp", data=data, out=tmp_path / "a", settings=settings()).weights
     wider = settings()
