@@ -12,7 +12,7 @@ from crystalctl.crystal.elements import Formula, parse_elements, parse_formula, 
 from crystalctl.errors import InputError
 from crystalctl.execution import Options, Result, run_request
 from crystalctl.goals import parse_goal, with_goal
-from crystalctl.parts import ONE_IN, Load, Part, plan_formulas, statistics_of
+from crystalctl.parts import ONE_IN, Load, Part, plan_composed_parts, plan_formulas, statistics_of
 from crystalctl.planning import parse_atom_numbers, parse_units, plan_generate
 from crystalctl.selection import check_temperature
 
@@ -134,7 +134,11 @@ def generate(
         within = partial(plan_within, num_atoms=sizes, elements=kept, temperature=temperature)
         samples, note = within(loaded.model, n, statistics, symmetry, seed=chosen.seed)
         chosen.tell(note)
-        return [Part(loaded, samples)]
+        return (
+            plan_composed_parts(loaded, load, samples)
+            if chosen.automatic
+            else [Part(loaded, samples)]
+        )
 
     return run_request(request, plan, "generated", chosen, needs=_needed(request), goal=goal)
 

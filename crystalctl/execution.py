@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from crystalctl.after import check_wish, relaxed
 from crystalctl.goals import check_goal, rank_by_goal
 from crystalctl.io.results import RunFolder, check_folder, default_folder, file_safe
-from crystalctl.parts import Load, Part, numbered
+from crystalctl.parts import Load, Part, family_of, numbered
 from crystalctl.planning import Sample
 from crystalctl.selection import (
     FAST,
@@ -68,7 +68,7 @@ class Options:
     """What predict and generate have in common; see ``predict``."""
 
     model: str | None = None
-    """A family; None or "auto": the default, and for predictions a second one beside it."""
+    """A family; None or "auto": the best there are, of which several may share the work."""
     weights: str | None = None
     steps: int | None = None
     sampler: str = FAST
@@ -175,7 +175,7 @@ def _carry_out(
     request |= {
         "seed": options.seed,
         "steps": options.steps,
-        "weights_sha256": {part.family: part.loaded.sha256 for part in parts},
+        "weights_sha256": {family_of(model): model.sha256 for model in _models(parts)},
         "device": device.type,
         "formats": parse_formats(",".join(options.formats)),
     }
@@ -192,7 +192,7 @@ def _carry_out(
         out = default_folder(file_safe(name), request if options.resume else None)
     if out is None:
         return draw_and_rank()
-    facts = {"command": sys.argv, "weights": [part.loaded.name for part in parts]}
+    facts = {"command": sys.argv, "weights": [model.name for model in _models(parts)]}
     run = RunFolder.open(out, request, facts=facts, resume=options.resume)
     return relaxed(_into_folder(run, options, parts, draw_and_rank), options, cluster)
 
@@ -234,7 +234,7 @@ def _parts(
     check_steps(options.steps, loaded.meta["config"])
     check_goal(goal, loaded.meta["family"], loaded.meta["config"])
     parts = numbered(plan(loaded, load))
-    for part in parts[1:]:
+    for part in parts:
         check_steps(options.steps, part.loaded.meta["config"])
     return parts, device
 
@@ -306,12 +306,18 @@ def _draw(
             run=run,
             batch_size=options.batch_size,
             first_tile=first_tile,
-            processes=Processes(options.jobs, part.loaded.name, task, cluster),
+            composer=None if part.composer is None else part.composer.model,
+            processes=Processes(options.jobs, part.loaded.name, part.task or task, cluster),
             on_progress=on_progress,
         )
         crystals.update(drawn)
         first_tile += most_tiles(part.samples, device)
     return crystals
+
+
+def _models(parts: Sequence[Part]) -> list[LoadedModel]:
+    """All models that take part, each once."""
+    return list({model.name: model for part in parts for model in part.models}.values())
 
 
 def _samples(parts: Sequence[Part]) -> list[Sample]:

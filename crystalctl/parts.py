@@ -1,6 +1,8 @@
 """The samples of a run shared out to models: most within symmetry, a few free of it.
 
-Templates reach only what somebody proposes; a model without them misses more, but other things.
+Templates reach only what somebody proposes; a model without them misses more, but other things. To
+generate, one model composes (groups, positions, elements), and the one that predicts best within
+templates draws the structures.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crystalctl.crystal.elements import Formula
 from crystalctl.errors import InputError
 from crystalctl.planning import Sample, plan_predict, plan_templates
-from crystalctl.selection import choose_beside
+from crystalctl.selection import choose_beside, choose_weights
 
 if TYPE_CHECKING:
     from crystalctl.checkpoint import LoadedModel
@@ -28,21 +30,40 @@ FREE_VOTES = 0.02
 """Votes of all free samples of a formula together, as a part of those for its templates. Assumed,
 not fitted: 12 % of free samples are the true structure (weights/README.md), but none of 133
 formulas was found by them alone (docs/guide/predict.md), so they must not displace others."""
-Load = Callable[[str], "LoadedModel"]
-"""Weights by name -> their model, for the task and on the device of the run."""
+WITHIN = {"composition", "space_group"}
+"""What a model must accept to predict within templates."""
+Load = Callable[..., "LoadedModel"]
+"""Weights by name -> their model, on the device of the run and for its task, unless ``task`` says
+another."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one model draws."""
+    """What one model draws.
+
+    ``composer``: another model, whose templates they are. ``task``: of the drawing, "" for that of
+    the run.
+    """
 
     loaded: LoadedModel
     samples: list[Sample]
+    composer: LoadedModel | None = None
+    task: str = ""
 
     @property
     def family(self) -> str:
         """Of the model."""
-        return str(self.loaded.meta["family"])
+        return family_of(self.loaded)
+
+    @property
+    def models(self) -> list[LoadedModel]:
+        """All that take part."""
+        return [self.loaded] if self.composer is None else [self.loaded, self.composer]
+
+
+def family_of(loaded: LoadedModel) -> str:
+    """The family of a model."""
+    return str(loaded.meta["family"])
 
 
 def statistics_of(loaded: LoadedModel) -> Statistics:
@@ -79,6 +100,31 @@ def plan_formulas(
         left = n - taken[formula.reduced]
         samples += plan_templates([formula], left, statistics, symmetry, source=source, **cells)
     return [Part(loaded, samples), *(replace(p, samples=_voted(p, samples)) for p in free)]
+
+
+def plan_composed_parts(loaded: LoadedModel, load: Load, samples: list[Sample]) -> list[Part]:
+    """The parts of a generation whose templates ``loaded`` composed, if it does.
+
+    The default weights that predict within templates draw the structures; what lacks its elements,
+    or has some that they do not know, stays with ``loaded``.
+    """
+    from crystalctl.composing import knows_templates
+
+    if not knows_templates(loaded.model):
+        return [Part(loaded, samples)]
+    drawing = load(choose_weights("predict", WITHIN, None, None), task="predict")
+    known = frozenset(statistics_of(drawing).elements)
+    given: list[Sample] = []
+    others: list[Sample] = []
+    for sample in samples:
+        template = sample.template
+        if template is not None and template.species and known.issuperset(template.species):
+            named = replace(template, source=family_of(loaded))
+            given.append(replace(sample, template=named))
+        else:
+            others.append(sample)
+    parts = [Part(drawing, given, composer=loaded, task="predict"), Part(loaded, others)]
+    return [part for part in parts if part.samples]
 
 
 def _template_source(model: Any, templates: Path | str | None) -> TemplateSource:

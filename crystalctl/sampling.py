@@ -108,6 +108,7 @@ def draw_exact(
     samples: Sequence[Sample],
     *,
     device: torch.device,
+    composer: Any = None,
     first_tile: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **options: Any,
@@ -115,7 +116,8 @@ def draw_exact(
     """As ``draw``; samples of a prescribed group that are impossible or lack it are drawn again.
 
     Up to ``REDRAWS`` times, each with its own random stream, and from the second time on in another
-    template where the model composed it; what is left then is set aside by the ranking.
+    template where the model, or the ``composer``, composed it; what is left then is set aside by
+    the ranking.
     """
     first = first_tile
     found = draw(
@@ -128,7 +130,7 @@ def draw_exact(
             break
         again = [replace(s, key=f"{s.key}|again {attempt}") for s in wrong]
         if attempt > 1:
-            again = composed_anew(model, again)
+            again = composed_anew(composer or model, again)
         new = draw(model, again, device=device, first_tile=first, **options)
         first += len(tiles(again, device.type))
         found.update(new)

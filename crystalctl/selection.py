@@ -36,7 +36,7 @@ def choose_weights(
         for row in available()
         if row["family"] in able and serves(row["family"], row["task"], task)
     ]
-    shipped.sort(key=lambda row: not row.get("default"))
+    shipped.sort(key=lambda row: (row["task"] != task, not row.get("default")))
     if learnt is not None:
         knowing = [row for row in shipped if row.get("property") == learnt]
         if not knowing:

@@ -36,7 +36,7 @@ from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, mean_loss, row_loss
 from crystalctl.models.device import Call
 from crystalctl.models.properties import guided, property_loss, wanted
-from crystalctl.models.reverse import excluded_elements, reverse
+from crystalctl.models.reverse import RANGES, excluded_elements, impossible, reverse
 from crystalctl.networks.cspnet import CSPNet
 
 LATTICE_LIMIT = 60.0
@@ -76,19 +76,13 @@ class CSPConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that no network or schedule can have."""
-        at_least_1 = ("hidden", "n_layers", "n_frequencies", "n_steps", "sample_steps")
+        at_least_1 = ("hidden", "n_layers", "n_frequencies", "n_steps")
         wrong = [name for name in at_least_1 if getattr(self, name) < 1]
         weights = ("weight_lattice", "weight_frac", "weight_species")
-        sampler = ("gamma", "n_correct", "restarts")
-        wrong += [name for name in weights + sampler if not 0 <= getattr(self, name) < math.inf]
-        if not 0 < self.restart_level <= 1:
-            wrong.append("restart_level")
+        wrong += [name for name in weights if not 0 <= getattr(self, name) < math.inf]
+        wrong += impossible(self)
         if self.time_width < 4 or self.time_width % 2:
             wrong.append("time_width")
-        if not 0 < self.sigma_low < self.sigma_high < math.inf:
-            wrong.append("sigma_low")
-        if self.sample_steps > self.n_steps:
-            wrong.append("sample_steps")
         if self.species_says not in SAYS:
             wrong.append("species_says")
         if not 0 < self.species_scale < math.inf:
@@ -97,9 +91,8 @@ class CSPConfig:
             values = ", ".join(f"model.{name} = {getattr(self, name)}" for name in wrong)
             raise InputError(
                 f"{values} cannot be",
-                "sizes are 1 or more, time_width even and 4 or more, sigma_low below sigma_high, "
-                "sample_steps at most n_steps, restart_level above 0 and at most 1, species_scale "
-                f"above 0, species_says one of: {', '.join(SAYS)}",
+                f"sizes are 1 or more, time_width even and 4 or more, {RANGES}, "
+                f"species_scale above 0, species_says one of: {', '.join(SAYS)}",
             )
 
 

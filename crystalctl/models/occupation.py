@@ -89,37 +89,36 @@ class Occupation(nn.Module):
 
         Every one is within the ``wish``; what can be is known before each step.
         """
-        nothing = no_formula(group)
-        context = self.net.context(group, parameters, nothing)
+        context = self.net.context(group, parameters, no_formula(group))
         n = torch.zeros_like(group)
-        rows = species = n[:, None][:, :0]
-        first, last = self.net.rules.first_of[group], self.net.rules.reach.shape[1] - 2
-        going = torch.ones_like(group, dtype=torch.bool)
+        rows = n[:, None].repeat(1, self.max_atoms)
+        species = torch.zeros_like(rows)
+        going = torch.arange(len(group), device=group.device)
+        # Only what has not stopped goes on: most crystals have a few orbits, some have dozens.
         for step in range(self.max_atoms):
-            orbits = Occupied(rows, species, n)
-            states = self.net.states(context, nothing, orbits)[:, -1:]
-            there = self.net.rules.there(group)
-            ways = self.net.rules.ways(
-                group, nothing, self.net.rules.left_of(nothing, orbits), orbits
-            )
-            possible = self.net.rules.positions_possible(group, nothing, orbits, ways, wish)[:, -1]
-            logits = self.net.position_logits(states, there)[:, 0]
-            logits = logits.float().masked_fill(~possible, -torch.inf)
-            index = pick(logits / temperature, uniform[:, 2 * step])
-            going = going & (index < last)
-            row = torch.where(going, first + index, 0)[:, None]
-            rows = torch.cat([rows, row], 1)
-            drawn = self._draw_element(
-                states,
-                Occupied(rows, torch.cat([species, row * 0], 1), n),
-                wish,
-                temperature,
-                uniform=uniform[:, 2 * step + 1],
-            )
-            species = torch.cat([species, torch.where(going, drawn, 0)[:, None]], 1)
-            n = n + going
-            if group.device.type == "cpu" and not going.any():
+            part, nothing = group[going], no_formula(group[going])
+            orbits = Occupied(rows[going, :step], species[going, :step], n[going])
+            allowed = Wish(wish.elements[going], wish.sizes[going])
+            states = self.net.states(context[going], nothing, orbits)[:, -1:]
+            left = self.net.rules.left_of(nothing, orbits)
+            ways = self.net.rules.ways(part, nothing, left, orbits)
+            possible = self.net.rules.positions_possible(part, nothing, orbits, ways, allowed)
+            logits = self.net.position_logits(states, self.net.rules.there(part))[:, 0].float()
+            logits = logits.masked_fill(~possible[:, -1], -torch.inf)
+            index = pick(logits / temperature, uniform[going, 2 * step])
+            on = index < self.net.rules.reach.shape[1] - 2
+            going = going[on]
+            if len(going) == 0:
                 break
+            rows[going, step] = self.net.rules.first_of[group[going]] + index[on]
+            species[going, step] = self._draw_element(
+                states[on],
+                Occupied(rows[going, : step + 1], species[going, : step + 1], n[going]),
+                Wish(wish.elements[going], wish.sizes[going]),
+                temperature,
+                uniform=uniform[going, 2 * step + 1],
+            )
+            n[going] += 1
         return Occupied(rows, species, n)
 
     def complete(

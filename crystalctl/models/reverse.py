@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -34,6 +35,34 @@ class Settings(Protocol):
 
     @property
     def restart_level(self) -> float: ...
+
+    @property
+    def gamma(self) -> float: ...
+
+    @property
+    def sigma_low(self) -> float: ...
+
+    @property
+    def sigma_high(self) -> float: ...
+
+
+RANGES = (
+    "sigma_low below sigma_high, sample_steps 1 or more and at most n_steps, restart_level above 0 "
+    "and at most 1, gamma, n_correct and restarts not negative"
+)
+
+
+def impossible(settings: Settings) -> list[str]:
+    """Names of the settings of noise and sampler outside of ``RANGES``."""
+    names = ("gamma", "n_correct", "restarts")
+    wrong = [name for name in names if not 0 <= getattr(settings, name) < math.inf]
+    if not 0 < settings.sigma_low < settings.sigma_high < math.inf:
+        wrong.append("sigma_low")
+    if not 1 <= settings.sample_steps <= settings.n_steps:
+        wrong.append("sample_steps")
+    if not 0 < settings.restart_level <= 1:
+        wrong.append("restart_level")
+    return wrong
 
 
 def reverse(

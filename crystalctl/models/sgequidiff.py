@@ -35,6 +35,7 @@ from crystalctl.models import drawing, formula_search
 from crystalctl.models.contract import LossTerm, LossTerms
 from crystalctl.models.diffcsp_pp import Unit, cell_features, unit_of
 from crystalctl.models.occupation import Occupation, formula_of, occupied_of
+from crystalctl.models.reverse import RANGES, impossible
 from crystalctl.models.wyckoff_images import METRICS, images_of, strengths
 from crystalctl.networks.cspnet import CSPNet
 from crystalctl.networks.telescope import TelescopeNet
@@ -86,6 +87,12 @@ class SGEquiDiffConfig:
     weight_position: float = 1.0
     weight_element: float = 1.0
     weight_frac: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no schedule or sampler can have."""
+        if wrong := impossible(self):
+            values = ", ".join(f"model.{name} = {getattr(self, name)}" for name in wrong)
+            raise InputError(f"{values} cannot be", RANGES)
 
 
 class SGEquiDiff(nn.Module):

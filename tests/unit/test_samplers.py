@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from strategies import noise_for
+from strategies import crystals_for, noise_for, tiny_model
 from torch import Tensor
 
 from crystalctl.crystal.batch import Layout
@@ -25,6 +25,7 @@ from crystalctl.diffusion.schedules import (
     spaced_steps,
 )
 from crystalctl.diffusion.torus import TorusProcess, wrapped_normal_score
+from crystalctl.errors import InputError
 
 N_ROWS = 4000
 LAYOUT = Layout(torch.ones(N_ROWS, dtype=torch.int64))
@@ -394,3 +395,28 @@ def test_wrap_stays_below_one():
     x = torch.tensor([-1e-9, 1.0, -0.25, 2.75, 0.0, -1.0])
     assert wrap(x).tolist() == [0.0, 0.0, 0.75, 0.75, 0.0, 0.0]
     assert float(wrap(torch.randn(10_000) * 100).max()) < 1
+
+
+# ----------------------------------------------------------------------------- settings
+
+WRONG = [
+    *({name: value} for name in ("gamma", "n_correct", "restarts") for value in (-1, math.inf)),
+    {"restart_level": 0.0},
+    {"restart_level": 1.5},
+    {"sample_steps": 0},
+    {"sample_steps": 21},
+    {"sigma_low": 0.7},
+]
+
+
+@pytest.mark.parametrize("family", ["diffcsp", "diffcsp_pp", "equicsp", "sgequidiff"])
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_settings_that_no_sampler_can_have_are_refused(family, wrong):
+    with pytest.raises(InputError, match=f"model.{next(iter(wrong))} = "):
+        tiny_model(family, "generate", crystals_for(family), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"species_says": "colour"}, {"species_scale": 0.0}], ids=str)
+def test_settings_that_no_species_can_have_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        tiny_model("diffcsp", "generate", crystals_for("diffcsp"), **wrong)
