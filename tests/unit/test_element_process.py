@@ -10,6 +10,7 @@ from strategies import crystals_for, noise_for, tiny_model
 from torch import Tensor
 
 from crystalctl.crystal.batch import Layout, Target
+from crystalctl.crystal.goal import Goal
 from crystalctl.diffusion.elements import ElementProcess
 from crystalctl.diffusion.sampling import predictor_corrector
 from crystalctl.diffusion.schedules import CosineSchedule, spaced_steps
@@ -109,3 +110,16 @@ def test_only_elements_asked_for_are_drawn(family):
     targets = [Target(n_atoms=4, elements=frozenset({3, 8})) for _ in range(6)]
     found = model.sample(targets, noise_for(6), steps=5)
     assert set(found.species.tolist()) <= {3, 8}
+
+
+def test_guided_samples_are_of_the_elements_asked_for_too():
+    """The gradient passes what is not seen by, and stays finite."""
+    settings = {"species_says": "element", "property": "e"}
+    model = tiny_model("diffcsp", "generate", crystals_for("diffcsp"), **settings)
+    goal = Goal("e", "minimize", None, 3.0)
+    targets = [Target(n_atoms=3, elements=frozenset({3, 8}), goal=goal) for _ in range(4)]
+    plain = [Target(n_atoms=3, elements=frozenset({3, 8})) for _ in range(4)]
+    found, other = (model.sample(which, noise_for(4), steps=5) for which in (targets, plain))
+    assert set(found.species.tolist()) <= {3, 8}
+    assert bool(found.lattice.isfinite().all() and found.frac.isfinite().all())
+    assert not torch.equal(found.lattice, other.lattice)
