@@ -134,11 +134,7 @@ def generate(
         within = partial(plan_within, num_atoms=sizes, elements=kept, temperature=temperature)
         samples, note = within(loaded.model, n, statistics, symmetry, seed=chosen.seed)
         chosen.tell(note)
-        return (
-            plan_composed_parts(loaded, load, samples)
-            if chosen.automatic
-            else [Part(loaded, samples)]
-        )
+        return plan_composed_parts(loaded, load if chosen.automatic else None, samples)
 
     return run_request(request, plan, "generated", chosen, needs=_needed(request), goal=goal)
 

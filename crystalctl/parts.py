@@ -102,15 +102,17 @@ def plan_formulas(
     return [Part(loaded, samples), *(replace(p, samples=_voted(p, samples)) for p in free)]
 
 
-def plan_composed_parts(loaded: LoadedModel, load: Load, samples: list[Sample]) -> list[Part]:
+def plan_composed_parts(
+    loaded: LoadedModel, load: Load | None, samples: list[Sample]
+) -> list[Part]:
     """The parts of a generation whose templates ``loaded`` composed, if it does.
 
     The default weights that predict within templates draw the structures; what lacks its elements,
-    or has some that they do not know, stays with ``loaded``.
+    or has some that they do not know, stays with ``loaded``, and everything without ``load``.
     """
     from crystalctl.composing import knows_templates
 
-    if not knows_templates(loaded.model):
+    if load is None or not knows_templates(loaded.model):
         return [Part(loaded, samples)]
     drawing = load(choose_weights("predict", WITHIN, None, None), task="predict")
     known = frozenset(statistics_of(drawing).elements)

@@ -14,7 +14,7 @@ Strength = Annotated[
     float | None, typer.Option(help="How hard to pull towards that; 1 as the weights advise.")
 ]
 Temperature = Annotated[
-    float, typer.Option(help="Above 1: rarer groups, positions and elements (sgequidiff).")
+    float, typer.Option(help="Above 1: rarer groups, positions and elements are composed.")
 ]
 
 
