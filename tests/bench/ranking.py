@@ -177,6 +177,30 @@ def choices(row: dict[str, Any], weights: list[float]) -> dict[str, bool]:
     return right
 
 
+def places(row: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The place from 1 of the first right candidate: by votes, and by score when relaxed."""
+    drawn, relaxed = row["candidates"], merged(row["candidates"])
+    value = scores(
+        [c["relaxed energy"] for c in relaxed], [c["votes"] for c in relaxed], TEMPERATURE_EV
+    )
+    return (
+        _place([-c["votes"] for c in drawn], [c["right"] for c in drawn]),
+        _place(list(value), [c["relaxed right"] for c in relaxed]),
+    )
+
+
+def _place(order: list[float], right: list[bool]) -> int | None:
+    ranked = [right[i] for i in np.argsort(order, kind="stable")]
+    return ranked.index(True) + 1 if any(ranked) else None
+
+
+def among(found: list[int | None]) -> str:
+    """In percent: how many of the places are among the first 1, 3, 5, and at all."""
+    known = [place for place in found if place is not None]
+    counts = [sum(place <= most for place in known) for most in (1, 3, 5)] + [len(known)]
+    return ", ".join(f"{100 * count / len(found):.1f}" for count in counts)
+
+
 def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The relaxed candidates, votes of equal ones added up."""
     votes: dict[int, float] = {}
@@ -249,6 +273,9 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str,
         "by weight in eV, as drawn": {f"{w:g}": share[f"drawn {w:g}"] for w in weights},
         "by weight in eV, relaxed": {f"{w:g}": share[f"relaxed {w:g}"] for w in weights},
     }
+    ranked = [places(row) for row in rows]
+    facts["among the first 1, 3, 5, all: votes"] = among([by_votes for by_votes, _ in ranked])
+    facts["among the first 1, 3, 5, all: score after relaxation"] = among([s for _, s in ranked])
     facts["by source"] = by_source(rows)
     return facts | ({"likeliest weight": likeliest(rows)} if options.fit else {})
 
