@@ -182,7 +182,6 @@ def _carry_out(
     draw_and_rank = partial(
         _draw_and_rank,
         *(parts, options, device),
-        task=request["task"],
         measured=measured,
         cluster=cluster,
     )
@@ -244,7 +243,6 @@ def _draw_and_rank(
     options: Options,
     device: torch.device,
     *,
-    task: str,
     measured: Pattern | None,
     cluster: Cluster | None,
     run: RunFolder | None = None,
@@ -258,7 +256,7 @@ def _draw_and_rank(
 
     report = options.on_progress or (lambda stage, done, total: None)
     samples = _samples(parts)
-    crystals = _draw(parts, options, device, task=task, run=run, cluster=cluster, report=report)
+    crystals = _draw(parts, options, device, run=run, cluster=cluster, report=report)
     ranking = rank_samples(samples, crystals, on_progress=report)
     if measured is not None:
         ranking = rank_by_pattern(ranking, measured, on_progress=report)
@@ -277,7 +275,6 @@ def _draw(
     options: Options,
     device: torch.device,
     *,
-    task: str,
     run: RunFolder | None,
     cluster: Cluster | None,
     report: OnProgress,
@@ -307,7 +304,7 @@ def _draw(
             batch_size=options.batch_size,
             first_tile=first_tile,
             composer=None if part.composer is None else part.composer.model,
-            processes=Processes(options.jobs, part.loaded.name, part.task or task, cluster),
+            processes=Processes(options.jobs, part.loaded.name, part.loaded.meta["task"], cluster),
             on_progress=on_progress,
         )
         crystals.update(drawn)

@@ -39,16 +39,11 @@ another."""
 
 @dataclass(frozen=True)
 class Part:
-    """What one model draws.
-
-    ``composer``: another model, whose templates they are. ``task``: of the drawing, "" for that of
-    the run.
-    """
+    """What one model draws; ``composer``: another model, whose templates they are."""
 
     loaded: LoadedModel
     samples: list[Sample]
     composer: LoadedModel | None = None
-    task: str = ""
 
     @property
     def family(self) -> str:
@@ -125,7 +120,7 @@ def plan_composed_parts(
             given.append(replace(sample, template=named))
         else:
             others.append(sample)
-    parts = [Part(drawing, given, composer=loaded, task="predict"), Part(loaded, others)]
+    parts = [Part(drawing, given, composer=loaded), Part(loaded, others)]
     return [part for part in parts if part.samples]
 
 

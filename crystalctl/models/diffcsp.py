@@ -36,7 +36,7 @@ from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, mean_loss, row_loss
 from crystalctl.models.device import Call
 from crystalctl.models.properties import guided, property_loss, wanted
-from crystalctl.models.reverse import RANGES, excluded_elements, impossible, reverse
+from crystalctl.models.reverse import RANGES, excluded_elements, impossible, refusal, reverse
 from crystalctl.networks.cspnet import CSPNet
 
 LATTICE_LIMIT = 60.0
@@ -88,9 +88,9 @@ class CSPConfig:
         if not 0 < self.species_scale < math.inf:
             wrong.append("species_scale")
         if wrong:
-            values = ", ".join(f"model.{name} = {getattr(self, name)}" for name in wrong)
-            raise InputError(
-                f"{values} cannot be",
+            raise refusal(
+                self,
+                wrong,
                 f"sizes are 1 or more, time_width even and 4 or more, {RANGES}, "
                 f"species_scale above 0, species_says one of: {', '.join(SAYS)}",
             )

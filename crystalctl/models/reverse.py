@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import Process, State
 from crystalctl.diffusion.sampling import OnStep, predictor_corrector
 from crystalctl.diffusion.schedules import restarted_steps
+from crystalctl.errors import InputError
 from crystalctl.models.device import replayed
 
 
@@ -50,6 +51,12 @@ RANGES = (
     "sigma_low below sigma_high, sample_steps 1 or more and at most n_steps, restart_level above 0 "
     "and at most 1, gamma, n_correct and restarts not negative"
 )
+
+
+def refusal(settings: Any, names: Sequence[str], allowed: str) -> InputError:
+    """The error of a config whose settings of these ``names`` are not ``allowed``."""
+    values = ", ".join(f"model.{name} = {getattr(settings, name)}" for name in names)
+    return InputError(f"{values} cannot be", allowed)
 
 
 def impossible(settings: Settings) -> list[str]:

@@ -35,7 +35,7 @@ from crystalctl.models import drawing, formula_search
 from crystalctl.models.contract import LossTerm, LossTerms
 from crystalctl.models.diffcsp_pp import Unit, cell_features, unit_of
 from crystalctl.models.occupation import Occupation, formula_of, occupied_of
-from crystalctl.models.reverse import RANGES, impossible
+from crystalctl.models.reverse import RANGES, impossible, refusal
 from crystalctl.models.wyckoff_images import METRICS, images_of, strengths
 from crystalctl.networks.cspnet import CSPNet
 from crystalctl.networks.telescope import TelescopeNet
@@ -91,8 +91,7 @@ class SGEquiDiffConfig:
     def __post_init__(self) -> None:
         """Refuse settings that no schedule or sampler can have."""
         if wrong := impossible(self):
-            values = ", ".join(f"model.{name} = {getattr(self, name)}" for name in wrong)
-            raise InputError(f"{values} cannot be", RANGES)
+            raise refusal(self, wrong, RANGES)
 
 
 class SGEquiDiff(nn.Module):

@@ -26,7 +26,7 @@ from crystalctl.training.parallel import begun_again, processes
 from crystalctl.training.settings import RECIPES, TrainConfig, check
 from crystalctl.training.store import BEST, LATEST, STATE
 
-EMBEDDING = "network.embedding.weight"
+EMBEDDING = "network.embedding"
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,13 @@ def _continue_from(model: nn.Module, tensors: Mapping[str, Tensor], init: str) -
     """Copy the weights over; parameters they lack keep their fresh values.
 
     An embedding of atomic numbers (``predict``) becomes the matrix that means the same for one-hot
-    vectors (``generate``).
+    vectors (``generate``), which has a bias too.
     """
     state = model.state_dict()
+    bias = f"{EMBEDDING}.bias"
+    turned = f"{EMBEDDING}.weight" if bias in state and bias not in tensors else None
     for name, tensor in tensors.items():
-        if name == EMBEDDING and name in state and state[name].shape == tensor.T.shape:
+        if name == turned:
             tensor = tensor.T
         if name not in state or state[name].shape != tensor.shape:
             raise InputError(

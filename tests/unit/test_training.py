@@ -502,9 +502,13 @@ def test_the_model_is_the_family_asked_for(data, tmp_path):
     assert isinstance(load_model(str(out / BEST), task="generate").model, DiffCSP)
 
 
-def test_init_continues_from_weights(data, tmp_path):
+@pytest.mark.parametrize("task", ["predict", "generate"])
+@pytest.mark.parametrize("hidden", [16, 100])
+def test_init_continues_from_weights(task, hidden, data, tmp_path):
     """The settings of the weights hold; a rate of nothing leaves them as they are."""
-    first = train("diffcsp", data=data, out=tmp_path / "a", settings=settings()).weights
+    begun = settings(task)
+    begun["model"]["hidden"] = hidden  # 100: as many as there are elements
+    first = train("diffcsp", data=data, out=tmp_path / "a", settings=begun).weights
     still = {"train": {**TRAIN, "lr": 1e-12, "lr_min": 0, "ema": 0}}
     again = train("diffcsp", data=data, out=tmp_path / "b", settings=still, init=str(first)).weights
     assert read_file(again)[0]["config"] == read_file(first)[0]["config"]
