@@ -163,13 +163,23 @@ def _assign(square: Array) -> tuple[NDArray[np.intp], Flags, Flags]:
     there = np.isfinite(first).all(axis=1)
     unclear = (second < first + TIE).any(axis=1)
     twice = (np.diff(np.sort(chosen, axis=1), axis=1) == 0).any(axis=1)
-    for i in np.flatnonzero(there & twice):
-        costs = np.where(np.isfinite(square[i]), square[i], _FORBIDDEN)
-        rows, chosen[i] = linear_sum_assignment(costs)
-        there[i] = costs[rows, chosen[i]].max() < _FORBIDDEN
-        costs[rows, chosen[i]] += TIE
-        unclear[i] = (linear_sum_assignment(costs)[1] != chosen[i]).any()
+    hard = np.flatnonzero(there & twice)
+    if len(hard):
+        costs = np.where(np.isfinite(square[hard]), square[hard], _FORBIDDEN)
+        chosen[hard] = _cheapest(costs)
+        pick = np.arange(len(hard))[:, None], np.arange(n), chosen[hard]
+        there[hard] = costs[pick].max(axis=1) < _FORBIDDEN
+        costs[pick] += TIE
+        found = there[hard]
+        hard, costs = hard[found], costs[found]
+        unclear[hard] = (_cheapest(costs) != chosen[hard]).any(axis=1)
     return chosen, there, unclear
+
+
+def _cheapest(costs: Array) -> NDArray[np.intp]:
+    """Columns (K, n) of the cheapest pairing of each of costs (K, n, n)."""
+    found = [linear_sum_assignment(some)[1] for some in costs]
+    return np.array(found, dtype=np.intp).reshape(costs.shape[:2])
 
 
 @lru_cache(maxsize=8)

@@ -227,7 +227,8 @@ def _exactly(matcher: Any, pair: _Laid, cell: Array, start: int) -> Array:
     ours = lattice.get_fractional_coords(by_row(pair.one.frac, pair.lattice.matrix))
     ours = ours - np.floor(ours)
     moved = theirs + (ours[pair.ours[start]] - theirs[pair.theirs[0]])
-    mean = _mean(cell, pair.target.parameters)
+    both = np.array(lattice.parameters) + np.array(pair.target.parameters)
+    mean = Lattice.from_parameters(*both / 2)
     scale = (n / mean.volume) ** (1 / 3)
     mask = (pair.other.numbers[:, None] != pair.one.numbers).astype(np.int64)
     widths = np.array(mean.reciprocal_lattice.abc) * matcher.stol / (np.pi * scale)
@@ -243,15 +244,19 @@ def _reduced_means(
 ) -> Means:
     """Of the mean cells (M, 3, 3) of cells (M, 3, 3) and M targets."""
     matrix, change = means.copy(), np.broadcast_to(np.eye(3), means.shape).copy()
+    ambiguous = []
     for k in np.flatnonzero(~is_lll_reduced(means)):
         steps = lll_steps(means[k].tobytes())
         if steps is None:
-            # A cell and its inverse image, both candidates, have the same parameters to the bit.
-            numbers = made_of[0][k].ravel()
-            cell = numbers * np.sign(numbers[np.flatnonzero(numbers)[0]]) + 0.0  # no -0.0
-            matrix[k], change[k] = _by_pymatgen(cell.tobytes(), made_of[1][k].parameters)
+            ambiguous.append(k)
         else:
             matrix[k], change[k] = steps[0] @ means[k], steps[1]
+    if ambiguous:
+        cells, targets = made_of
+        parameters = _parameters(cells[ambiguous])
+        parameters += [targets[k].parameters for k in ambiguous]
+        for k, of in zip(ambiguous, (parameters / 2).tolist(), strict=True):
+            matrix[k], change[k] = _by_pymatgen(tuple(of))
     metric = (matrix @ matrix.transpose(0, 2, 1)).transpose(1, 2, 0)
     short = squares(list(_STEPS.T[..., None]), metric[:, :, None]).min(axis=0) / 4
     widths = _widths(matrix, scale, stol)
@@ -261,16 +266,23 @@ def _reduced_means(
 
 
 @lru_cache(maxsize=4096)
-def _by_pymatgen(raw: bytes, target: tuple[float, ...]) -> tuple[Array, Array]:
-    """LLL-reduced mean of the cell (3, 3) with these bytes and a target; what takes steps there."""
-    lattice = _mean(np.frombuffer(raw).reshape(3, 3), target)
+def _by_pymatgen(parameters: tuple[float, ...]) -> tuple[Array, Array]:
+    """LLL-reduced cell of these lengths and angles; what takes steps there."""
+    from pymatgen.core import Lattice
+
+    lattice = Lattice.from_parameters(*parameters)
     return lattice.lll_matrix, lattice.lll_inverse
 
 
-def _mean(cell: Array, target: tuple[float, ...]) -> Any:
-    from pymatgen.core import Lattice
-
-    return Lattice.from_parameters(*(np.array(Lattice(cell).parameters) + np.array(target)) / 2)
+def _parameters(cells: Array) -> Array:
+    """``Lattice(cell).parameters`` of cells (M, 3, 3), bit for bit: (M, 6) Å and degrees."""
+    lengths = np.sqrt((cells**2).sum(axis=2))
+    pairs = ((1, 2), (2, 0), (0, 1))
+    # One by one as pymatgen does: a batched product may be rounded in another way.
+    products = np.array([[np.dot(cell[i], cell[j]) for i, j in pairs] for cell in cells])
+    sizes = np.stack([lengths[:, i] * lengths[:, j] for i, j in pairs], axis=1)
+    angles = np.rad2deg(np.arccos(np.clip(products / sizes, -1, 1)))
+    return np.concatenate([lengths, angles], axis=1)
 
 
 def _mean_cells(cells: Array, other_lengths: Array, other_angles: Array) -> Array:

@@ -120,6 +120,7 @@ def judge(
             "right": right(leader),
             "count": len(members),
             "votes": sum(able[i][1] for i in members),
+            "by source": _shares([able[i][1:] for i in members]),
             "energy": energy if isinstance(energy, float) else None,
             "relaxed energy": None,
             "relaxed right": False,
@@ -150,6 +151,15 @@ def judge(
         "first": bool(structures) and right(structures[0]),
         "right samples": good,
         "candidates": found,
+    }
+
+
+def _shares(members: list[tuple[float, str]]) -> dict[str, tuple[int, float]]:
+    """How many of the samples each source gave, and their votes."""
+    return {
+        name: (len(votes), sum(votes))
+        for name in sorted({source for _, source in members})
+        for votes in [[vote for vote, source in members if source == name]]
     }
 
 

@@ -241,6 +241,15 @@ def test_lll_is_that_of_pymatgen() -> None:
         assert untouched == np.array_equal(steps, np.eye(3))
 
 
+def test_lengths_and_angles_are_those_of_pymatgen_to_the_bit() -> None:
+    """The reduction of a mean cell with equal numbers hangs on the last one."""
+    rng = np.random.default_rng(3)
+    cells = [one.lattice.matrix for one in prototypes().values()]
+    cells += list(np.array(cells)[:, [2, 0, 1]] * [1, -1, 1]) + list(rng.normal(size=(200, 3, 3)))
+    expected = [Lattice(one).parameters for one in cells]
+    assert np.array_equal(strict._parameters(np.array(cells)), expected)
+
+
 def test_lll_of_equal_numbers_is_left_to_pymatgen() -> None:
     fcc = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
     assert not is_lll_reduced(fcc[None])[0]
