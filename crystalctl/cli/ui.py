@@ -26,6 +26,8 @@ _STAGES = {
     "writing": "writing files",
 }
 _SHOWN_ROWS = 30
+_ALIKE = 0.9
+"""Similarity to a powder pattern that the right structure mostly reaches: docs/guide/report.md."""
 
 
 def stdout() -> Console:
@@ -116,6 +118,13 @@ def show_result(result: Result, *, command: str) -> None:
         console.print(f"  {count} x {reason}", soft_wrap=True)
     if not shown:
         console.print(f"no possible structure: try {command} with a larger --n", soft_wrap=True)
+    alike = shown[0].get("xrd_similarity") if shown else None
+    if alike is not None and alike < _ALIKE:
+        console.print(
+            f"no structure explains the pattern well (XRD {alike:.2f}; the right one mostly has "
+            f"{_ALIKE} or more): try {command} with a larger --n",
+            soft_wrap=True,
+        )
     if result.folder is not None:
         has_report = (result.folder / "report.html").is_file()
         hint = ", open report.html there" if has_report else ""

@@ -54,6 +54,7 @@ class TestPattern:
         done = run_cli("predict", "-f", "NaCl", "--n", 20, "--xrd", "scan.xy", "--out", "run")
         assert done.code == 0, done.err
         assert " XRD " in done.out
+        assert "larger --n" not in done.out
         rows = list(csv.DictReader(Path("run/summary.csv").read_text().splitlines()))
         found = [float(row["xrd_similarity"]) for row in rows]
         assert found == sorted(found, reverse=True)
@@ -76,6 +77,15 @@ class TestPattern:
         ranked = list(csv.DictReader(Path("run/summary.csv").read_text().splitlines()))
         assert ranked[0]["sample"] == rows[-1]["sample"]
         assert sorted(row["sample"] for row in ranked) == sorted(row["sample"] for row in rows)
+
+    def test_says_when_no_candidate_is_like_it(self, run_cli) -> None:
+        write_scan(Path("scan.xy"), Structure(Lattice.cubic(3.0), ["W"], [[0, 0, 0]]))
+        done = run_cli("predict", "-f", "NaCl", "--n", 6, "--xrd", "scan.xy", "--out", "run")
+        best = float(
+            json.loads(Path("run/summary.json").read_text())["structures"][0]["xrd_similarity"]
+        )
+        assert best < 0.9
+        assert f"no structure explains the pattern well (XRD {best:.2f}" in done.out
 
     def test_resume_keeps_scores_and_refuses_another_pattern(self, run_cli) -> None:
         write_scan(Path("scan.xy"), salt())
