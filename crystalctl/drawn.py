@@ -42,6 +42,7 @@ def draw_tile(
             on_done(UNITS * start + UNITS * size * i // max(of, 1))
 
         stream = torch.tensor([s.stream for s in chunk], dtype=torch.int64, device=device)
+        drawn = None
         try:
             with torch.inference_mode():
                 drawn = model.sample(
@@ -56,6 +57,7 @@ def draw_tile(
                     f"a crystal of {chunk[0].n_atoms} atoms does not fit into the device's memory",
                     "use --device cpu",
                 ) from error
+        if drawn is None:  # not above: while the error is handled it holds what did not fit
             width = (min(width, len(chunk)) + 1) // 2
             torch.cuda.empty_cache()
             continue

@@ -1,9 +1,10 @@
 """A GPU that is not there: tensors that say they are on one, while the CPU does their arithmetic.
 
 What a real one refuses is an error here: operands on two devices. What makes the host wait for it
-(reading a number, a shape that depends on data) is listed in ``reads``, what is sent to it in
-``sent``; both are errors while ``strict``, and in a recorded graph. Graphs are recorded and
-replayed operation by operation into the same memory, as CUDA graphs are.
+(reading a number, a shape that depends on data, sending without ``non_blocking``) is listed in
+``reads``, what is sent to it in ``sent``; both are errors while ``strict``, and in a recorded
+graph. Graphs are recorded and replayed operation by operation into the same memory, as CUDA graphs
+are; factorisations, whose libraries may refuse to be recorded, are errors there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ WAITS = {
     # Their CUDA kernels look at the result before they return.
     aten._linalg_eigh.default,
     aten.linalg_matrix_exp.default,
+}
+NOT_RECORDED = {
+    aten._linalg_det.default,
+    aten._linalg_solve_ex.default,
+    aten.linalg_inv_ex.default,
+    aten.linalg_lu_factor_ex.default,
+    aten.linalg_cholesky_ex.default,
 }
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 COPIES = {aten._to_copy.default, aten.copy_.default, aten.lift_fresh.default}
@@ -110,7 +118,15 @@ class PretendGpu(TorchDispatchMode):
         back = back or (bool(places) and not here)
         if back or _waits(func, args, kwargs):
             self._note(self.reads, f"{func} makes the host wait")
+        if self.graph is not None and func in NOT_RECORDED:
+            raise RuntimeError(f"{func} in a graph")
         if func in COPIES and plain and not back:
+            if not (
+                kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] == (True,))
+            ):
+                self._note(
+                    self.reads, f"{func} makes the host wait: it sends {tuple(plain[0].shape)}"
+                )
             self._note(self.sent, f"{func} sends {tuple(plain[0].shape)} to the device")
         elif held and func not in COPIES and any(x.dim() for x in plain):
             shapes = [tuple(x.shape) for x in plain if x.dim()]
@@ -131,7 +147,7 @@ class PretendGpu(TorchDispatchMode):
         what.append(text)
 
     @contextmanager
-    def recording(self, graph: Graph) -> Iterator[None]:
+    def recording(self, graph: Graph, stream: Any) -> Iterator[None]:
         """Stands in for ``torch.cuda.graph``."""
         self.graph = graph
         try:

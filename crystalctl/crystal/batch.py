@@ -53,6 +53,11 @@ class Target:
         return [z for z, count in (self.composition or {}).items() for _ in range(count)]
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` on another device; the host waits only for what comes back to it."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 @dataclass(frozen=True)
 class Layout:
     """How many atoms each crystal has and, where known, its symmetry: fixed along a trajectory.
@@ -134,8 +139,8 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """On another device; the counts come along, so no one has to ask the device for them."""
         moved = Layout(
-            self.n_atoms.to(device, non_blocking=True),
-            None if self.space_group is None else self.space_group.to(device, non_blocking=True),
+            sent(self.n_atoms, device),
+            None if self.space_group is None else sent(self.space_group, device),
             None if self.orbits is None else self.orbits.to(device),
         )
         moved.__dict__["counts"] = self.counts
@@ -225,10 +230,10 @@ class Crystals:
     def to(self, device: torch.device | str) -> Crystals:
         return Crystals(
             self.layout.to(device),
-            self.lattice.to(device),
-            self.frac.to(device),
-            self.species.to(device),
-            None if self.labels is None else self.labels.to(device),
+            sent(self.lattice, device),
+            sent(self.frac, device),
+            sent(self.species, device),
+            None if self.labels is None else sent(self.labels, device),
         )
 
     def replace(self, **fields: Tensor) -> Crystals:

@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from crystalctl.crystal.batch import Layout, atom_rows
+from crystalctl.crystal.batch import Layout, atom_rows, sent
 from crystalctl.crystal.periodic import wrap
 
 
@@ -171,10 +171,10 @@ class Orbits:
 
     def to(self, device: torch.device | str) -> Orbits:
         return Orbits(
-            self.n_orbits.to(device),
-            self.multiplicity.to(device),
-            self.rotation.to(device),
-            self.translation.to(device),
-            self.pull_back.to(device),
-            self.position.to(device),
+            sent(self.n_orbits, device),
+            sent(self.multiplicity, device),
+            sent(self.rotation, device),
+            sent(self.translation, device),
+            sent(self.pull_back, device),
+            sent(self.position, device),
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crystalctl.crystal.batch import Layout
+from crystalctl.crystal.precision import full_precision
 
 THINNEST = 0.2
 """Å; cells with a smaller plane spacing (`data prepare` has none) get no neighbours at all."""
@@ -76,6 +77,7 @@ class Neighbours:
         return 1 / count[self.pair].to(self.distance.dtype)
 
 
+@full_precision()
 def neighbours(
     frac: Tensor, lattice: Tensor, layout: Layout, cutoff: float, *, nearest: int | None = None
 ) -> Neighbours:
@@ -104,6 +106,7 @@ def neighbours(
     return found if nearest is None else _nearest(found, nearest, layout.total_atoms)
 
 
+@full_precision()
 def nearest_image(delta: Tensor, lattice: Tensor) -> Tensor:
     """The shortest of all periodic images of a vector.
 

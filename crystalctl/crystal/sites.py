@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from crystalctl.crystal.batch import Layout
+from crystalctl.crystal.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Sites:
         """Part of the atoms of its crystal that each orbit has, (O, 1)."""
         return (self.n_images / self.degree)[:, None].to(self.rotation.dtype)
 
+    @full_precision()
     def pull(self, vectors: Tensor) -> Tensor:
         """The mean over the group of a field, at the anchors: (P, 3) primitive -> (O, 3) free.
 
@@ -90,6 +92,7 @@ class Sites:
         sums = seen.new_zeros(len(self.n_images), 3).index_add(0, self.orbit_idx, seen)
         return sums / self.n_images[:, None].to(seen.dtype)
 
+    @full_precision()
     def place(self, anchors: Tensor) -> Tensor:
         """All atoms (P, 3), any period, from the anchors (O, 3)."""
         rotation, translation = self.rotation, self.translation

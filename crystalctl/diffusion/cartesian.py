@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from crystalctl.crystal.batch import Layout
 from crystalctl.crystal.lattice import inverse
 from crystalctl.crystal.periodic import Neighbours, nearest_image, wrap
+from crystalctl.crystal.precision import full_precision
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.sampling import OnStep
 from crystalctl.diffusion.schedules import spaced_steps
@@ -99,6 +100,7 @@ class CartesianLevels(nn.Module):
         return shift
 
 
+@full_precision()
 def to_frac(vectors: Tensor, lattice: Tensor, layout: Layout) -> Tensor:
     """Vectors of atoms in Å -> fractional, (A, 3)."""
     return torch.einsum("ai,aij->aj", vectors, inverse(lattice)[layout.crystal_idx])

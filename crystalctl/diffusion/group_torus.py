@@ -31,6 +31,7 @@ from torch import Tensor
 
 from crystalctl.crystal.batch import Layout
 from crystalctl.crystal.periodic import wrap
+from crystalctl.crystal.precision import full_precision
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.schedules import WrappedSchedule
 from crystalctl.diffusion.torus import TorusProcess, wrapped_normal
@@ -63,16 +64,19 @@ class Images:
         }
         return replace(self, **numbers)
 
+    @full_precision()
     def shape(self, normal: Tensor) -> Tensor:
         """Noise of covariance M^-1 in the free coordinates, from standard normal (O, 3)."""
         kick = torch.einsum("oij,oj->oi", self.back, normal / self.scale)
         return kick.masked_fill(~self.free, 0.0)
 
+    @full_precision()
     def square(self, vectors: Tensor) -> Tensor:
         """Squared length in M of vectors in u, (O, 3) -> (O,)."""
         inside = torch.einsum("oij,oj->oi", self.frame, vectors) * self.scale
         return inside.masked_fill(~self.free, 0.0).square().sum(1)
 
+    @full_precision()
     def wrapped(self, u: Tensor, u0: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Log density at u and its velocity: (O,) and (O, 3), of ``u``, ``u0`` (O, 3), sigma (O,).
 

@@ -47,7 +47,8 @@ class NoiseSource:
     def __init__(self, seed: int, stream: Tensor) -> None:
         self.stream = stream.long()
         self.draw = 0
-        start = torch.tensor(seed, dtype=torch.int64, device=stream.device)
+        # Not torch.tensor: it would make the number on the host, and wait for the device.
+        start = torch.full((), seed, dtype=torch.int64, device=stream.device)
         self._key = _mix(_mix(start * _GOLDEN) + self.stream * _GOLDEN)
 
     def _bits(self, layout: Layout, per_atom: bool, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
@@ -40,7 +41,9 @@ def pick_device(name: str = "auto", *, elsewhere: bool = False) -> torch.device:
         raise InputError("device cuda is not available here", "use --device cpu (or auto)")
     if number and int(number) >= count:
         raise InputError(f"no GPU number {number}: there are {count}", "use cuda:0 or cuda")
-    return torch.device("cuda", int(number or 0))
+    device = torch.device("cuda", int(number or 0))
+    torch.cuda.set_device(device)  # streams, events and graphs are those of the current one
+    return device
 
 
 def compile_dense(
@@ -52,6 +55,8 @@ def compile_dense(
     from the start. Another ``backend`` compiles anywhere, for tests.
     """
     if device.type != "cpu" or backend != "inductor":
+        # Where there is no C compiler: a warning, and the layers as they are.
+        torch._dynamo.config.suppress_errors = backend == "inductor"
         model.compile(dynamic=True, backend=backend)
 
 
@@ -76,15 +81,22 @@ def replayed(call: Call, state: Mapping[str, Tensor], time: Tensor) -> Call:
         return call
     held = {name: tensor.clone() for name, tensor in state.items()}
     held_time = time.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(here)
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP_CALLS):
             call(held, held_time)
-    torch.cuda.current_stream().wait_stream(side)
+    here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call(held, held_time)
+    try:
+        # On the stream that is warm: libraries make what they need for each stream at first use.
+        with torch.cuda.graph(graph, stream=side):
+            result = call(held, held_time)
+    except RuntimeError as problem:  # whatever a library does that no graph can record
+        torch.cuda.set_stream(here)
+        what = (str(problem).strip().splitlines() or [""])[0][:200]
+        warnings.warn(f"sampling without a CUDA graph ({what})", RuntimeWarning, stacklevel=2)
+        return call
 
     def replay(current: Mapping[str, Tensor], now: Tensor) -> Mapping[str, Tensor]:
         for name, tensor in held.items():

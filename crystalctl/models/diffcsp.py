@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from crystalctl.crystal.batch import Crystals, Layout, Target
 from crystalctl.crystal.goal import Goal
+from crystalctl.crystal.precision import full_precision
 from crystalctl.data.statistics import Statistics
 from crystalctl.diffusion.elements import SAYS, ElementProcess
 from crystalctl.diffusion.gaussian import GaussianProcess
@@ -156,16 +157,16 @@ class DiffCSP(nn.Module):
     ) -> dict[str, Tensor]:
         """Network output for each field; ``state``: lattice (C, 9), frac (A, 3), species."""
         matrix = state["lattice"].view(-1, 3, 3)
-        gram = matrix @ matrix.transpose(1, 2)
+        with full_precision():
+            gram = matrix @ matrix.transpose(1, 2)
         species = state["species"]
         if self.generates:
             species = self.species.seen(species, t, layout)
         out = self.network(species, state["frac"], gram.flatten(1), t, layout, tables=tables)
         # Multiplying by L makes the lattice output turn with the crystal (Eq. 8).
-        fields = {
-            "lattice": (out.lattice.float().view(-1, 3, 3) @ matrix).flatten(1),
-            "frac": out.frac.float(),
-        }
+        with full_precision():
+            lattice = (out.lattice.float().view(-1, 3, 3) @ matrix).flatten(1)
+        fields = {"lattice": lattice, "frac": out.frac.float()}
         if out.species is not None:
             fields |= self.species.outputs(out.species.float(), state["species"], t, layout)
         if out.scalar is not None:

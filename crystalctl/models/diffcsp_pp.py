@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.crystal.precision import full_precision
 from crystalctl.crystal.sites import Sites
 from crystalctl.data.standard import from_anchors
 from crystalctl.data.statistics import Statistics
@@ -150,7 +151,8 @@ class DiffCSPPlus(nn.Module):
             cell=self._primitive_cell(k, unit) if self.config.n_radial else None,
         )
         left = torch.sqrt(1 - self.lattice.schedule.alpha_bar[t])[:, None]
-        frac = torch.einsum("oij,oj->oi", unit.sites.read, out.frac.float())
+        with full_precision():
+            frac = torch.einsum("oij,oj->oi", unit.sites.read, out.frac.float())
         fields = {
             "lattice": torch.where(unit.free, out.lattice.float(), state["lattice"] / left),
             "frac": frac.masked_fill(~unit.sites.free, 0.0),
@@ -159,6 +161,7 @@ class DiffCSPPlus(nn.Module):
             fields |= self.species.outputs(out.species.float(), state["species"], t, unit.layout)
         return fields
 
+    @full_precision()
     def _primitive_cell(self, k: Tensor, unit: Unit) -> Tensor:
         """Primitive cells, (C, 3, 3) rows in Å, of the scaled coefficients ``k`` (C, 6)."""
         # Early in sampling a cell can be anything; distances need one that numbers can hold.
@@ -284,6 +287,7 @@ def unit_of(position: Tensor, n_orbits: Tensor, groups: Tensor) -> Unit:
     )
 
 
+@full_precision()
 def cell_features(lattice: Tensor, unit: Unit) -> tuple[Tensor, Tensor]:
     """What the network sees of lattices (C, 3, 3) Å: (C, 12), and the primitive cells."""
     k = to_family6(lattice).float() / lattice_scale(lattice.device) - unit.offset

@@ -78,11 +78,16 @@ class AxisLayer(nn.Module):
         self.node_common = nn.Linear(2 * both, common)
         self.node_axis = nn.Linear(2 * both, axis)
         self.node_mix = AxisMix(common, axis)
-        self.second_half: Callable[[Tensor, Tensor], State] = self.pair_mix
+        # A function, not the module: that would be registered, and kept in files, a second time.
+        self.second_half: Callable[[Tensor, Tensor], State] = self._second_half
+
+    def _second_half(self, first: Tensor, first_axes: Tensor) -> State:
+        """What is dense of a pair: most of the work."""
+        return self.pair_mix(first, first_axes)  # type: ignore[no-any-return]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what is dense and of one kind; the gathers around it stay as they are."""
-        self.second_half = torch.compile(self.pair_mix, *args, **kwargs)
+        self.second_half = torch.compile(self._second_half, *args, **kwargs)
 
     def forward(
         self,

@@ -25,7 +25,7 @@ FIRST, CUTOFF = 0.5, 6.5
 """Centres of the first and of the last Gaussian, Å; nothing beyond the last one is seen."""
 _GAIN = 4.0
 """The histogram is ln(1 + 4 n) of the smoothed number n of images: never large."""
-_BLOCK = 4096
+_BLOCK, _BLOCK_ON_GPU = 1 << 12, 1 << 17
 """Pairs looked at together: bounds the memory at 27 K numbers a pair."""
 
 
@@ -69,7 +69,8 @@ class PeriodicShells(nn.Module):
         with torch.autocast(delta.device.type, enabled=False):
             radius = _covered(cell).clamp(max=CUTOFF)
             offset = delta - torch.round(delta)
-            rows = zip(offset.split(_BLOCK), crystal_idx.split(_BLOCK), strict=True)
+            block = _BLOCK if offset.device.type == "cpu" else _BLOCK_ON_GPU
+            rows = zip(offset.split(block), crystal_idx.split(block), strict=True)
             sums = torch.cat([self._sums(part, cell[idx], radius[idx]) for part, idx in rows])
         count = torch.log1p(_GAIN * sums[..., 0])
         return Shells(count, sums[..., 1:4], sums[..., 4:])
@@ -128,7 +129,8 @@ class PairHead(nn.Module):
 def _covered(cell: Tensor) -> Tensor:
     """Distance within which 27 images are all there are, (C,) Å: 3/2 of the closest planes."""
     area = torch.linalg.cross(cell.roll(-1, 1), cell.roll(-2, 1))
-    volume = torch.linalg.det(cell).abs()
+    # Not linalg.det: its factorisation on a GPU makes handles that no CUDA graph can record.
+    volume = (cell * area).sum(2)[:, 0].abs()
     spacing = volume[:, None] / torch.linalg.vector_norm(area, dim=2).clamp(min=1e-6)
     closest: Tensor = spacing.amin(1)
     return 1.5 * closest.clamp(min=1e-3)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crystalctl.crystal.batch import Crystals
+from crystalctl.crystal.batch import Crystals, sent
 from crystalctl.data.loading import Batch, Loader
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import InputError, TrainingError
@@ -153,7 +153,7 @@ class Trainer:
         parts = torch.zeros(len(self.parts), dtype=torch.float64, device=self.device)
         for number, chunk in enumerate(batch.chunks, start=1):
             stream = self.count.step * (1 << 24) + chunk.place
-            noise = NoiseSource(self.config.seed, stream.to(self.device))
+            noise = NoiseSource(self.config.seed, sent(stream, self.device))
             last = number == len(batch.chunks) or self.processes.world == 1
             with nullcontext() if last else self.stepper.no_sync():  # type: ignore[operator]
                 with self.autocast:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_gpu import OnGpu, pretend_gpu
+from pretend_gpu import Graph, OnGpu, pretend_gpu
 from strategies import FAMILY_TASKS, crystals_for, templates, tiny_model
 
 from crystalctl.crystal.batch import Target
@@ -37,7 +37,12 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses(gpu: Any) -> None:
         x + torch.ones(4)
     assert x.sum().item() == 6.0
     assert x.detach()[torch.tensor([True, False, True, False], device=gpu.device)].shape == (2,)
-    assert len(gpu.reads) == 2
+    assert len(gpu.reads) == 3  # a number; what is sent, and how many of it are true
+    torch.ones(2).to(gpu.device, non_blocking=True)
+    assert len(gpu.reads) == 3
+    cell = torch.eye(3, device=gpu.device)[None]
+    with gpu.recording(Graph(), None), pytest.raises(RuntimeError, match="in a graph"):
+        torch.linalg.det(cell)
     gpu.strict = True
     for read in (x.tolist, x.cpu, x.nonzero, lambda: bool(x.sum() > 0)):
         with pytest.raises(RuntimeError, match="wait"):
