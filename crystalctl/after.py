@@ -24,6 +24,10 @@ def check_wish(options: Options, formulas: Sequence[str]) -> None:
     ``formulas``: those to be predicted, none for a generation.
     """
     check_order(options.rank_by)
+    named = {"--calculator": options.calculator, "--hull": options.hull}
+    idle = [name for name, value in named.items() if value is not None]
+    if options.relax is False and idle:
+        raise InputError(f"--no-relax leaves {' and '.join(idle)} without use", "leave one out")
     if not _asked(options):
         return
     if options.out is None and not options.default_out:

@@ -15,10 +15,17 @@ from crystalctl.crystal.elements import name_of
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
 from crystalctl.planning import Sample, check_elements, plan_symmetric, stable_hash
-from crystalctl.symmetry.assignments import covers, possible_atom_counts
+from crystalctl.symmetry.assignments import covers, describe, possible_atom_counts
 from crystalctl.symmetry.normaliser import canonical_orbits
 from crystalctl.symmetry.witness import has_own_group
-from crystalctl.templating import MOST_ASSIGNMENTS, Chosen, Symmetry, draw_positions, names_of
+from crystalctl.templating import (
+    MOST_ASSIGNMENTS,
+    Chosen,
+    Symmetry,
+    draw_positions,
+    names_of,
+    refuse_size,
+)
 
 TRIES = 8
 """How often a template that cannot have its group is drawn anew."""
@@ -184,7 +191,11 @@ def _chosen(
     num_atoms: Sequence[int] | None = settings["sizes"]
     chosen: dict[int, Chosen] = {}
     if wish.rows is not None:
-        chosen = {k: Chosen(wish.groups[0], wish.rows) for k in range(n)}
+        template = Chosen(wish.groups[0], wish.rows)
+        if num_atoms is not None and template.n_atoms not in num_atoms:
+            raise refuse_size(wish, num_atoms, model.occupation.max_atoms)
+        _refuse_one_element(wish, settings["elements"])
+        chosen = dict.fromkeys(range(n), template)
     waiting = [k for k in range(n) if k not in chosen]
     pools = {k: wish.pools[k % len(wish.pools)] for k in waiting}
     drawn: dict[int, Chosen] = {}
@@ -195,7 +206,8 @@ def _chosen(
         found = _compose(model, [pools[k] for k in waiting], streams, settings)
         for k, template in zip(waiting, found, strict=True):
             if template is None:
-                raise _no_size(pools[k], num_atoms or [])
+                pool = replace(wish, groups=tuple(pools[k]))
+                raise refuse_size(pool, num_atoms or [], model.occupation.max_atoms)
             drawn[k] = _chosen_of(template)
             if wish.allow_supergroup or has_own_group(template.positions, template.species):
                 chosen[k] = drawn[k]
@@ -232,11 +244,15 @@ def _compose(
     return found
 
 
-def _no_size(pool: Sequence[int], num_atoms: Sequence[int]) -> InputError:
-    possible = sorted({n for group in pool for n in possible_atom_counts(group, 48)})
-    near = sorted(sorted(possible, key=lambda n: min(abs(n - m) for m in num_atoms))[:4])
-    return InputError(
-        f"no positions of {names_of(pool)} add up to {', '.join(map(str, num_atoms))} atoms in the "
-        "primitive cell",
-        f"nearest possible: {', '.join(map(str, near))}",
-    )
+def _refuse_one_element(wish: Symmetry, elements: frozenset[int] | None) -> None:
+    """Raise ``InputError`` for positions that with one element have more than their group."""
+    assert wish.rows is not None
+    if elements is None or len(elements) > 1:
+        return
+    only = Chosen(wish.groups[0], wish.rows, tuple(elements) * len(wish.rows))
+    if not wish.admits(only):
+        raise InputError(
+            f"with one element the positions {describe(wish.rows)} are more symmetric than "
+            f"{names_of(wish.groups)}",
+            "allow more --elements, or add --allow-supergroup",
+        )

@@ -97,11 +97,15 @@ def _read(paths: Sequence[str | Path]) -> list[Row]:
 
 def _unknown(row: Row) -> str:
     """Why no model can take a structure, or nothing."""
+    from crystalctl.analysis.validity import invalid_cell
     from crystalctl.crystal.elements import symbol_of
 
-    assert row.entry is not None
-    heaviest = int(row.entry.numbers.max())
-    return f"element {symbol_of(heaviest)} is beyond Z = 100" if heaviest > 100 else ""
+    entry = row.entry
+    assert entry is not None
+    heaviest = int(entry.numbers.max(initial=0))
+    if heaviest > 100:
+        return f"element {symbol_of(heaviest)} is beyond Z = 100"
+    return invalid_cell(entry.lattice, entry.frac)
 
 
 def _detected(rows: Sequence[Row], jobs: int | None, tell: OnProgress) -> Detected:

@@ -89,15 +89,13 @@ def check_numbers(n: int, options: Options, most: int) -> None:
         raise InputError(f"--seed is {options.seed}", "allowed: 0 to 2^63 - 1")
 
 
-HOTTEST = 100.0
+COLDEST, HOTTEST = 0.01, 100.0
 
 
 def check_temperature(temperature: float) -> None:
     """Raise ``InputError`` for a temperature out of range."""
-    if not 0 < temperature <= HOTTEST:
-        raise InputError(
-            f"--temperature is {temperature}", f"allowed: above 0 and up to {HOTTEST:g}"
-        )
+    if not COLDEST <= temperature <= HOTTEST:
+        raise InputError(f"--temperature is {temperature}", f"allowed: {COLDEST:g} to {HOTTEST:g}")
 
 
 def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:

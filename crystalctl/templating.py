@@ -260,7 +260,7 @@ def generate_templates(
             known[group][rows] = count
     usable = [g for g in symmetry.groups if _reachable(g, symmetry, statistics, num_atoms)]
     if not usable:
-        raise _refuse_size(symmetry, num_atoms or [], statistics.max_atoms)
+        raise refuse_size(symmetry, num_atoms or [], statistics.max_atoms)
     reached = ([g for g in pool if g in usable] for pool in symmetry.pools)
     pools = [(pool, [sum(known[g].values()) + 1 for g in pool]) for pool in reached if pool]
     chosen: list[Chosen] = []
@@ -336,7 +336,8 @@ def _largest_cell(group: int, max_atoms: int) -> int:
     return max(max_atoms, 20, general)
 
 
-def _refuse_size(symmetry: Symmetry, num_atoms: Sequence[int], most: int) -> InputError:
+def refuse_size(symmetry: Symmetry, num_atoms: Sequence[int], most: int) -> InputError:
+    """Why no cell asked for has ``num_atoms``; ``most``: the largest cell drawn in any group."""
     where = names_of(symmetry.groups)
     asked = ", ".join(map(str, num_atoms))
     if symmetry.rows is not None:

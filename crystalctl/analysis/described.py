@@ -105,10 +105,11 @@ def _describe(cell: Cell, wanted: Wanted) -> Described:
         composition=composition_fingerprint(symbols),
         with_site=wanted.sites,
     )
-    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(lattice, axis=1)
+        volume = float(abs(np.linalg.det(lattice)))
+    if not (np.isfinite(volume) and np.isfinite(frac).all()):
         return replace(facts, strange="not finite")
-    lengths = np.linalg.norm(lattice, axis=1)
-    volume = float(abs(np.linalg.det(lattice)))
     if lengths.min() <= 0 or volume < MIN_VOLUME_ANG3:
         return replace(facts, strange="cell without volume", volume=volume)
     structure = Structure(Lattice(lattice), list(numbers), frac)

@@ -19,18 +19,30 @@ _MIN_SINE = 1e-3
 
 
 def invalid_reason(lattice: Any, frac: Any) -> str:
-    """Why the cell is impossible, or an empty string.
+    """Why the structure is impossible, or an empty string.
 
     ``lattice`` (3, 3) Å with rows a, b, c; ``frac`` (n, 3) fractional. Both array-like. Checked:
-    finite numbers, lengths, angles with a volume, volume per atom, every distance under periodic
-    boundaries (images of the same atom included).
+    ``invalid_cell``, and every distance under periodic boundaries (images of the same atom
+    included).
     """
     cell, points = np.asarray(lattice, dtype=float), np.asarray(frac, dtype=float)
+    reason = invalid_cell(cell, points)
+    if not reason and min_distance(cell, points) <= MIN_DISTANCE_ANG:
+        return f"atoms closer than {MIN_DISTANCE_ANG} Å"
+    return reason
+
+
+def invalid_cell(cell: Array, points: Array) -> str:
+    """Why the cell (3, 3) of atoms (n, 3) is impossible, or an empty string.
+
+    Checked: finite numbers, lengths, angles with a volume, volume per atom.
+    """
     if not (np.isfinite(cell).all() and np.isfinite(points).all()):
         return "not finite"
     if not len(points):
         return "no atoms"
-    lengths = np.linalg.norm(cell, axis=1)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(cell, axis=1)
     if lengths.min() < MIN_DISTANCE_ANG:
         return f"cell length below {MIN_DISTANCE_ANG} Å"
     if lengths.max() > MAX_LENGTH_ANG:
@@ -42,8 +54,6 @@ def invalid_reason(lattice: Any, frac: Any) -> str:
         return f"volume per atom below {MIN_VOLUME_PER_ATOM} Å³"
     if volume / len(points) > MAX_VOLUME_PER_ATOM:
         return f"volume per atom above {MAX_VOLUME_PER_ATOM:g} Å³"
-    if min_distance(cell, points) <= MIN_DISTANCE_ANG:
-        return f"atoms closer than {MIN_DISTANCE_ANG} Å"
     return ""
 
 

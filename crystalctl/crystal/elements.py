@@ -186,8 +186,10 @@ class _Reader:
             return 1
         token = self.tokens[self.at]
         self.at += 1
-        if "." in token:
+        whole, point, rest = token.partition(".")
+        if point and (not (whole and rest) or rest.strip("0")):
             raise self._fractional(token)
+        token = whole
         if len(token) > 9 or not 1 <= int(token) <= _MAX_AMOUNT:
             raise InputError(
                 f"'{self.text}' has the amount {token}",

@@ -15,8 +15,9 @@ def full_precision() -> Iterator[None]:
     Autocast turns products of float32 into bf16, which keeps three digits of a coordinate: as much
     as the smallest noise. And a GPU has no factorisation or determinant of bf16.
     """
+    accelerator = torch.accelerator.current_accelerator()
     with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
+        for kind in ("cpu", *([accelerator.type] if accelerator else [])):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield

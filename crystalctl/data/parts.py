@@ -32,14 +32,15 @@ def csv_parts(text: TextIO, path: Path) -> Iterator[Part]:
     """Rows of a table with a ``cif`` column."""
     rows = csv_rows(text)
     columns = [name for name in rows.fieldnames or [] if name]
-    if "cif" not in columns:
+    key = next((name for name in columns if name.strip().lower() == "cif"), None)
+    if key is None:
         raise DataError(
             f"{path} has no column named cif; its columns are: {', '.join(columns) or 'none'}",
             "rename the column that holds the CIF text to cif",
         )
     for row in rows:
         # A row longer than the header keeps its rest under None.
-        yield "csv", {name: value for name, value in row.items() if name}, ""
+        yield "csv", {"cif" if n == key else n: value for n, value in row.items() if n}, ""
 
 
 def jsonl_parts(text: TextIO, path: Path) -> Iterator[Part]:

@@ -139,11 +139,11 @@ def _sniff_content(path: Path) -> str | None:
     except (*_BROKEN, DataError):
         return None
     lines = [line.strip() for line in head.splitlines() if line.strip()]
-    if not lines:
+    if not lines or "\0" in head:  # an archive, say
         return None
     if lines[0].startswith(("{", "[")):
         return "json"
-    if "cif" in [column.strip().strip('"') for column in lines[0].split(",")]:
+    if "cif" in [column.strip().strip('"').lower() for column in lines[0].split(",")]:
         return "csv"
     if lines[0].isdigit() and len(lines) > 1 and "lattice=" in lines[1].lower():
         return "extxyz"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ SPLIT_NAMES = {
 }
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-"}
 _CIF_BLOCK = re.compile(r"^(?=data_)", re.MULTILINE | re.IGNORECASE)
+_NEGATIVE_LENGTH = re.compile(r"^\s*_cell_length_[abc]\s+['\"]?-", re.MULTILINE | re.IGNORECASE)
 _SYMBOL = re.compile(r"([A-Z][a-z]?)[0-9]*[+-]?\Z")
 
 
@@ -203,10 +205,14 @@ def _parse_cif_file(path: str) -> Entry:
 
 
 def decoded(content: bytes) -> str:
-    """Text of a CIF; what Windows editors save begins with a mark of its encoding."""
+    """Text of a CIF, unpacked; what Windows editors save begins with a mark of its encoding."""
+    if content.startswith(b"\x1f\x8b"):
+        content = gzip.decompress(content)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")
-    return content.decode("utf-8-sig", errors="replace")
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = content.decode("utf-8-sig", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _raise_damage(payload: tuple[str, str]) -> Entry:
@@ -222,6 +228,8 @@ def _parse_cif(text: str) -> Entry:
     blocks = [b for b in _CIF_BLOCK.split(text) if "_atom_site_fract_x" in b.lower()]
     if len(blocks) > 1:
         raise RowError("several structures in one CIF", f"{len(blocks)} blocks with atoms")
+    if _NEGATIVE_LENGTH.search(text):
+        raise RowError("degenerate cell", "a cell length is negative")
     try:
         parser = CifParser(StringIO("".join(blocks) or text))
         structures = parser.parse_structures(primitive=False, on_error="raise")
@@ -252,6 +260,8 @@ def _parse_extxyz(text: str) -> Entry:
     columns = dict(atoms.info)
     if atoms.calc is not None:
         columns |= {k: v for k, v in atoms.calc.results.items() if np.ndim(v) == 0}
+    if atoms.numbers.min(initial=1) < 1:
+        raise RowError("unknown element", "X")
     frac = np.linalg.solve(np.asarray(atoms.cell).T, atoms.positions.T).T
     entry = Entry(np.array(atoms.cell), frac, np.asarray(atoms.numbers, dtype=np.int64))
     return _with_columns(entry, columns)

@@ -202,6 +202,9 @@ def _cif_rows(path: Path, name: str) -> Iterator[RawRow]:
 def _blocks(text: str, source: str, name: str) -> Iterator[RawRow]:
     """The structures of a CIF: a file of several is what many programs write."""
     blocks = [b for b in _CIF_BLOCK.split(text) if "_atom_site_fract_x" in b.lower()]
+    if not text.strip():
+        yield RawRow("damaged", ("empty file", ""), source, 1, name)
+        return
     if len(blocks) < 2:
         yield RawRow("csv", {"cif": text}, source, 1, name)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FORMATS = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
 """File formats for ranked structures and their suffixes."""
 _CIF_SYMPREC = 0.005
+_UNITS = re.compile(r"^_cell_formula_units_Z.*\n", re.MULTILINE)
 
 
 def parse_formats(text: str) -> list[str]:
@@ -86,8 +88,15 @@ def cif_text(structure: Any, number: int = 1) -> str:
         if number > 1:
             text = str(CifWriter(structure, symprec=_CIF_SYMPREC, significant_figures=8))
             if f"_symmetry_Int_Tables_number   {number}\n" in text:
-                return text
-        return str(CifWriter(structure, significant_figures=8))
+                return _whole_units(text, structure)
+        return _whole_units(str(CifWriter(structure, significant_figures=8)), structure)
+
+
+def _whole_units(text: str, structure: Any) -> str:
+    """Without the number of formula units where it is none: one Cl is half a Cl2 to pymatgen."""
+    if structure.composition.get_reduced_composition_and_factor()[1] % 1 == 0:
+        return text
+    return _UNITS.sub("", text)
 
 
 Row = tuple[Any, Any, Sequence[int], Mapping[str, Any]]

@@ -24,8 +24,8 @@ PRIMITIVE_BASIS: dict[str, list[list[float]]] = {
 }
 """Primitive basis vectors (rows) in the conventional basis; R in its obverse setting."""
 _NUMBER = re.compile(r"[+-]?\d+")
-_SETTING = re.compile(r"(:\s*\w+|(?<=\w)\s*[SZHRszhr])\s*$")
-"""``:2``, or the letter by which the ICSD tells settings apart, as in ``F d -3 m S``."""
+_SETTING = re.compile(r"(:\s*(?:[12HRhr]|[12]?(?:-?[abc]){1,3}[1-3]?)|(?<=\w)\s*[SZHRszhr])\s*$")
+"""``:2``, ``:H``, ``:b1``, ``:2cab``; or the letter of the ICSD's settings, ``F d -3 m S``."""
 _DECORATION = re.compile(r"[\s_{}$\\]")
 
 

@@ -127,6 +127,8 @@ def _at_tolerance(structure: Structure, facts: Any, symprec: float) -> Standard:
 def _dataset(lattice: Floats, frac: Floats, numbers: Ints, symprec: float) -> Any:
     import spglib
 
+    if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
+        raise NoSymmetry("not finite")  # spglib would end the process
     with warnings.catch_warnings():
         # It announces the end of its old way to report errors; both ways are understood here.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -49,6 +49,8 @@ REFUSED = {
     "not learnt": (["--weights", "x", "--minimize", "e"], "these weights know no property, not e"),
     "strength": (["--minimize", "e", "--strength", "-1"], "--strength is -1"),
     "strength alone": (["--strength", "2"], "--strength without a goal"),
+    "cold": (["--temperature", "1e-39"], "--temperature is 1e-39"),
+    "idle": (["--no-relax", "--hull", "x.jsonl"], "--no-relax leaves --hull without use"),
     "letters alone": (["--wyckoff", "4a"], "--wyckoff needs the group"),
 }
 

@@ -48,6 +48,18 @@ def test_every_structure_has_a_number_or_a_reason(
     assert rows[-1]["reason"]
 
 
+def test_a_structure_that_cannot_be_says_why(weights: str, tmp_path: Path) -> None:
+    """spglib would end the process over the first two."""
+    bad = [record(rock_salt(), id=name) for name in ("nan", "huge", "none")]
+    bad[0]["frac"][0][0] = float("nan")
+    bad[1]["lattice"][:3] = [1e200] * 3
+    bad[2] |= {"species": [], "frac": []}
+    path = write_lines(tmp_path / "s.jsonl", [record(rock_salt(), id="good"), *bad])
+    rows = {row["id"]: row for row in score(path, weights=weights, levels=2, jobs=1).rows}
+    assert rows["good"]["log_p"] is not None
+    assert all(rows[one["id"]]["log_p"] is None and rows[one["id"]]["reason"] for one in bad)
+
+
 def test_a_structure_scores_alike_wherever_it_stands(weights: str, tmp_path: Path) -> None:
     write_cif(tmp_path / "a" / "x.cif", rock_salt())
     write_lines(tmp_path / "b.jsonl", [record(perovskite()), record(rock_salt())])

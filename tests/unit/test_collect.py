@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -149,6 +150,17 @@ def test_a_damaged_run_folder_has_no_ranks(tmp_path) -> None:
     (tmp_path / "summary.json").write_text('{"structures": [{"sample": 0, "rank": 1}]}')
     (source,) = find_sources([tmp_path])
     assert [row.rank for row in read_source(source)] == [1]
+
+
+def test_archives_and_empty_files_say_what_they_are(tmp_path) -> None:
+    (tmp_path / "empty.cif").write_text("")
+    (tmp_path / "one.cif").write_text(rock_salt().to(fmt="cif"))
+    rows = {row.id: row.reason for row in read(tmp_path)}
+    assert rows == {"empty": "empty file", "one": ""}
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "one.cif")
+    (row,) = read(tmp_path / "all.tar")
+    assert "not a kind of file" in row.reason
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig", "latin-1"])

@@ -372,6 +372,30 @@ def test_encodings_of_a_cif(encoding: str, tmp_path: Path) -> None:
     assert [reason for _, reason in bad] == ["CIF that cannot be read"] * 2
 
 
+def test_line_ends_compression_and_signs_of_a_cif(tmp_path: Path) -> None:
+    text = perovskite().to(fmt="cif")
+    (tmp_path / "old.cif").write_bytes(text.replace("\n", "\r").encode())
+    (tmp_path / "packed.cif").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "signs.cif").write_text(text.replace("_cell_length_a   ", "_cell_length_a   -"))
+    kept, bad = rejected(tmp_path)
+    assert sorted(kept) == ["old", "packed"]
+    assert [reason for _, reason in bad] == ["degenerate cell"]
+
+
+def test_a_table_names_its_cif_column_in_any_case(tmp_path: Path) -> None:
+    text = '"' + perovskite().to(fmt="cif").replace('"', "'") + '"'
+    (tmp_path / "t.csv").write_text(f"material_id, CIF\na,{text}\n")
+    assert prepare([tmp_path / "t.csv"]).ids == ["a"]
+
+
+def test_an_atom_of_no_element_is_a_rejected_row(tmp_path: Path) -> None:
+    good = '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"\nFe 0 0 0\n'
+    (tmp_path / "x.extxyz").write_text(good + good.replace("Fe", "X"))
+    kept, bad = rejected(tmp_path)
+    assert len(kept) == 1
+    assert [reason for _, reason in bad] == ["unknown element"]
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_byte_that_is_not_utf8_costs_no_row(tmp_path: Path, suffix: str) -> None:
     cif = perovskite().to(fmt="cif").encode()

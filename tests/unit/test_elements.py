@@ -32,6 +32,7 @@ READ = {
     "2{NaCl}3": {"Na": 6, "Cl": 6},
     "CH3CH3": {"C": 2, "H": 6},
     "CO": {"C": 1, "O": 1},
+    "Na1.0Cl1.00": {"Na": 1, "Cl": 1},
     "Co": {"Co": 1},
 }
 
@@ -49,6 +50,7 @@ REFUSED = {
     "Fe0.5Ni0.5": "disordered structures are not supported",
     "Fe.5Ni": "disordered structures are not supported",
     "CaSO4·0.5H2O": "disordered structures are not supported",
+    "NaCl1.": "disordered structures are not supported",
     "La1.85Sr0.15CuO4": "disordered structures are not supported",
     "O0": "amount 0",
     "Si123456789012": "amount 123456789012",

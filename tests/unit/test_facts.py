@@ -140,6 +140,15 @@ def test_cif_reads_back(group: str) -> None:
     assert back.matches(cell, scale=False)
 
 
+@pytest.mark.parametrize("symbols", [["Cl"], ["O", "O", "O"], ["Na"], ["Na", "Cl"]])
+def test_formula_units_of_a_cif_are_whole_or_not_told(symbols: list[str]) -> None:
+    spots = [[k / 4, k / 4, k / 4] for k in range(len(symbols))]
+    text = cif_text(Structure(Lattice.cubic(5), symbols, spots))
+    told = [line.split()[1] for line in text.splitlines() if "units_Z" in line]
+    assert told == ([] if symbols[0] in {"Cl", "O"} else ["1"])
+    assert len(Structure.from_str(text, fmt="cif")) == len(symbols)
+
+
 def test_impossible_cells_survive_extxyz(tmp_path: Path) -> None:
     info = {"sample": 1, "valid": False, "reason": "not finite", "formula": "C", "rank": 0}
     write_atomic(tmp_path / "x.extxyz", extxyz_text([(CUBE * np.nan, [[0, 0, 0]], [6], info)]))
