@@ -292,6 +292,8 @@ def _notes(
         )
     if not wanted.sites:
         notes.append("without fingerprints: no coverage, and validity does not ask for them")
+    if any(found["task"] == "predict" and "prediction" not in found for found, _ in judged):
+        notes.append("predictions without --reference: no match rate")
     if any("prediction" in found and found["prediction"]["metre"] is None for found, _ in judged):
         notes.append(f"no METRe: more than {MAX_PAIRS:,} pairs of structures of one formula")
     return notes

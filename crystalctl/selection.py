@@ -30,7 +30,8 @@ def choose_weights(
 
     able = [model] if model else [x for x, f in FAMILIES.items() if _can(f, task, needs)]
     if not able:
-        raise InputError(f"no model can {task} with what is asked", "see `crystalctl models`")
+        what = " and ".join(_WORDS.get(name, name) for name in sorted(needs))
+        raise InputError(f"no model can take {what} at once", "leave one out")
     shipped = [
         row
         for row in available()

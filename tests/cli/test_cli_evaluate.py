@@ -56,6 +56,14 @@ def test_generated_structures_beside_a_reference(run_cli, tmp_path) -> None:
     assert metrics["benchmark"] == "mp_20"
 
 
+def test_predictions_alone_say_what_they_lack(run_cli, tmp_path) -> None:
+    write_lines(tmp_path / "ours.jsonl", [record(rock_salt())])
+    command = ("evaluate", "ours.jsonl", "--no-fingerprints", "-j", "1")
+    said = "predictions without --reference: no match rate"
+    assert said in run_cli(*command, "--task", "predict").err
+    assert said not in run_cli(*command, "--task", "generate", "--out", "other").err
+
+
 def test_several_predictions_by_formula_and_rank(run_cli, tmp_path) -> None:
     guesses = [
         record(caesium_chloride("Na", "Cl", 3.4), rank=2),

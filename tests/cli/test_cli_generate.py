@@ -45,6 +45,10 @@ REFUSED = {
     "two goals": (["--minimize", "a", "--maximize", "b"], "exclude each other"),
     "no number": (["--target", "band_gap"], "write --target band_gap=1.5"),
     "goal": (["--model", "equicsp", "--minimize", "e"], "equicsp cannot take a property"),
+    "goal and group": (
+        ["--minimize", "e", "--sg", "225"],
+        "a property to aim at and a space group at once",
+    ),
     "not shipped": (["--target", "band_gap=1.5"], "no shipped weights know band_gap"),
     "not learnt": (["--weights", "x", "--minimize", "e"], "these weights know no property, not e"),
     "strength": (["--minimize", "e", "--strength", "-1"], "--strength is -1"),
