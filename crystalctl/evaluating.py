@@ -91,7 +91,7 @@ def evaluate(
         known = theirs if train is None else gather_reference(train, workers, wanted, bare=True)
         judge = partial(_judge, theirs=theirs, known=known, cutoffs=cutoffs, k=k, workers=workers)
         judged = [judge(run, task=_task(source, task)) for source, run in runs]
-    notes = _notes(wanted, cutoffs, judged)
+    notes = _notes(wanted, cutoffs, judged, alone=task == "predict" and reference is None)
     metrics = {
         "benchmark": cutoffs.name,
         "cutoffs": {"site": cutoffs.site_cutoff, "composition": cutoffs.composition_cutoff},
@@ -280,9 +280,14 @@ def _refuse_unreadable(runs: Sequence[tuple[Source, Set]]) -> None:
 
 
 def _notes(
-    wanted: Wanted, cutoffs: Benchmark, judged: Sequence[tuple[dict[str, Any], Any]]
+    wanted: Wanted,
+    cutoffs: Benchmark,
+    judged: Sequence[tuple[dict[str, Any], Any]],
+    *,
+    alone: bool,
 ) -> list[str]:
-    notes = []
+    """``alone``: what somebody calls predictions has no reference."""
+    notes = ["predictions without --reference: no match rate"] if alone else []
     if cutoffs.note:
         notes.append(f"{cutoffs.name}: {cutoffs.note}")
     if not wanted.smact:
@@ -292,8 +297,6 @@ def _notes(
         )
     if not wanted.sites:
         notes.append("without fingerprints: no coverage, and validity does not ask for them")
-    if any(found["task"] == "predict" and "prediction" not in found for found, _ in judged):
-        notes.append("predictions without --reference: no match rate")
     if any("prediction" in found and found["prediction"]["metre"] is None for found, _ in judged):
         notes.append(f"no METRe: more than {MAX_PAIRS:,} pairs of structures of one formula")
     return notes
