@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crystalctl import checkpoint, generate, sampling
+from crystalctl.errors import InputError
 from crystalctl.io.results import RunFolder
 from crystalctl.io.structures import read_extxyz
 
@@ -64,6 +65,19 @@ def test_positions_without_elements_stay_with_the_composer(tmp_path) -> None:
     assert sources(found.folder) == {"sgequidiff"}
     named = generate(n=2, model="diffcsp_pp", spacegroup=225, steps=4, out=tmp_path / "named")
     assert sources(named.folder) == {"diffcsp_pp"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"wyckoff": "4a,4b", "num_atoms": 7}, "have 2 atoms in the primitive cell, not 7"),
+        ({"wyckoff": "4a,4b", "elements": "Na"}, "with one element the positions 4a 4b"),
+        ({"num_atoms": 300}, "up to 48 atoms of the primitive cell are drawn"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused_at_once(wish, said) -> None:
+    with pytest.raises(InputError, match=said):
+        generate(n=2, spacegroup=225, **wish)
 
 
 def test_what_does_not_come_out_is_composed_anew(monkeypatch) -> None:

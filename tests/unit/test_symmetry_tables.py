@@ -55,6 +55,8 @@ def test_a_wrong_setting_is_noticed():
         ("Fm3m", 225),
         ("F 4/m -3 2/m", 225),
         ("Fd-3m:2", 227),
+        ("P21/c:b1", 14),
+        ("Pnna:cab", 52),
         ("P2_1/c", 14),
         ("P21/c", 14),
         ("P 1 21/c 1", 14),
@@ -83,7 +85,9 @@ def test_every_standard_symbol_is_its_own_group():
         assert parse_group(str(number)) == number
 
 
-@pytest.mark.parametrize("text", ["0", "231", 0, 231, "-5", "Fm3x", "", "xyz", "P7"])
+@pytest.mark.parametrize(
+    "text", ["0", "231", 0, 231, "-5", "Fm3x", "", "xyz", "P7", "P-31m:3", "P-4m2:x"]
+)
 def test_no_such_group(text):
     with pytest.raises(InputError) as caught:
         parse_group(text)
