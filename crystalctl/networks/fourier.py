@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crystalctl.crystal.precision import full_precision
+
 WIDTH, COARSE = 8, 4
 _SMALLEST_GRID = 4 * WIDTH
 
@@ -70,7 +72,7 @@ class FourierTables(nn.Module):
         """
         by_axis = weight.view(-1, 2, self.n_axes, self.n_frequencies).permute(2, 1, 3, 0)
         waves = by_axis.reshape(self.n_axes, 2 * self.n_frequencies, -1)
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision():
             tables = torch.matmul(self.basis.to(weight.dtype), waves)
         return tables.reshape(self.n_axes * self.grid, -1)
 

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crystalctl.crystal.precision import full_precision
+
 FIRST, CUTOFF = 0.5, 6.5
 """Centres of the first and of the last Gaussian, Å; nothing beyond the last one is seen."""
 _GAIN = 4.0
@@ -66,7 +68,7 @@ class PeriodicShells(nn.Module):
     @torch.no_grad()
     def forward(self, delta: Tensor, cell: Tensor, crystal_idx: Tensor) -> Shells:
         """``delta`` (E, 3) fractional, any period; ``cell`` (C, 3, 3) rows in Å; (E,) crystals."""
-        with torch.autocast(delta.device.type, enabled=False):
+        with full_precision():
             radius = _covered(cell).clamp(max=CUTOFF)
             offset = delta - torch.round(delta)
             block = _BLOCK if offset.device.type == "cpu" else _BLOCK_ON_GPU
