@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from crystalctl.chosen import Chosen
 from crystalctl.crystal.elements import name_of
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
@@ -18,14 +19,7 @@ from crystalctl.planning import Sample, check_elements, plan_symmetric, stable_h
 from crystalctl.symmetry.assignments import covers, describe, possible_atom_counts
 from crystalctl.symmetry.normaliser import canonical_orbits
 from crystalctl.symmetry.witness import has_own_group
-from crystalctl.templating import (
-    MOST_ASSIGNMENTS,
-    Chosen,
-    Symmetry,
-    draw_positions,
-    names_of,
-    refuse_size,
-)
+from crystalctl.templating import MOST_ASSIGNMENTS, Symmetry, draw_positions, names_of, refuse_size
 
 TRIES = 8
 """How often a template that cannot have its group is drawn anew."""

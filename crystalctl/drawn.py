@@ -70,7 +70,7 @@ def _target(sample: Sample) -> Target:
     chosen = sample.template
     template = None
     if chosen is not None:
-        template = Template(chosen.group, chosen.rows, chosen.species, chosen.cell)
+        template = Template(chosen.group, chosen.rows, chosen.species, chosen.cell, chosen.start)
     return Target(
         composition=sample.composition,
         n_atoms=sample.n_atoms,

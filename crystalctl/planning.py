@@ -18,9 +18,10 @@ from crystalctl.errors import InputError
 from crystalctl.units import choose_units, spread, unit_weights, voted_units
 
 if TYPE_CHECKING:
+    from crystalctl.chosen import Chosen
     from crystalctl.crystal.goal import Goal
     from crystalctl.data.statistics import Statistics
-    from crystalctl.templating import Chosen, Symmetry, TemplateSource
+    from crystalctl.templating import Symmetry, TemplateSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,12 @@ def plan_templates(
 ) -> list[Sample]:
     """The samples of a prediction within templates: ``n`` for each formula.
 
-    Each number of formula units gets its share; within it ``turns`` says how often each template is
-    drawn: those ``source`` votes for, then what else the group allows or the training data occupy.
+    Each number of formula units gets its share; within it ``shared_out`` says how often each
+    template is drawn: those ``source`` votes for, then what else the group allows or the training
+    data occupy.
     Raises ``InputError`` when nothing fits.
     """
-    from crystalctl.templating import turns
+    from crystalctl.templating import shared_out
 
     groups, rows = (symmetry.groups, symmetry.rows) if symmetry else (None, None)
     samples: list[Sample] = []
@@ -166,21 +168,18 @@ def plan_templates(
             raise _nothing_fits(formula, symmetry, chosen, statistics.max_atoms)
         shares = spread(n, {z: weights[z] for z in found})
         for (z, (composition, ways)), share in zip(found.items(), shares, strict=True):
-            order = list(ways)
-            taken = turns(list(ways.values()), share)
-            for k, turn in enumerate(taken):
-                way = order[turn]
+            for k, (template, votes) in enumerate(shared_out(list(ways.items()), share)):
                 samples.append(
                     Sample(
                         len(samples) + 1,
-                        f"{reduced_key(formula.unit)}|{way.key}",
+                        f"{reduced_key(formula.unit)}|{template.key}",
                         formula.reduced,
                         z * formula.unit_atoms,
                         k,
                         z=z,
                         composition=composition,
-                        template=way,
-                        votes=ways[way] / taken.count(turn),
+                        template=template,
+                        votes=votes,
                         exact=symmetry is not None and not symmetry.allow_supergroup,
                     )
                 )

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from crystalctl.checkpoint import load_proposer, shipped_templates
+from crystalctl.chosen import Chosen
 from crystalctl.retrieval import Memory
 from crystalctl.symmetry.assignments import covers
 from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
-from crystalctl.templating import MOST_ASSIGNMENTS, Chosen
+from crystalctl.templating import MOST_ASSIGNMENTS
 
 PART = 0.25
 """Weight of the network against all votes; 0.25 and 1 are 20 and 80 %."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
+from crystalctl.chosen import Chosen
 from crystalctl.crystal.elements import symbol_of
 from crystalctl.errors import InputError
 from crystalctl.symmetry.assignments import (
@@ -14,7 +15,7 @@ from crystalctl.symmetry.assignments import (
 )
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import position
-from crystalctl.templating import Chosen, Symmetry, names_of, ways_in
+from crystalctl.templating import Symmetry, names_of, ways_in
 
 FURTHEST = 96
 """Atoms of the largest cell that a refusal names."""

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalctl.chosen import Begun, Chosen
 from crystalctl.crystal.elements import MENDELEEV
 from crystalctl.errors import DataError
+from crystalctl.starts import Prototypes
 from crystalctl.symmetry.assignments import lattice_points
 from crystalctl.symmetry.normaliser import Orbits, canonical_orbits, equivalent_orbits
 from crystalctl.symmetry.tables import tables
-from crystalctl.templating import Chosen
 
 if TYPE_CHECKING:
     from crystalctl.data.standard import Standard
@@ -39,18 +40,24 @@ SOFTNESS = 0.08
 UNKNOWN = 0.5
 """Weight of a structure without energy where others have one."""
 KIND = "templates"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+OLDER = {2}
+"""The same without prototypes."""
 Ints = NDArray[np.int64]
+Start = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""A prototype, its positions, and the elements on them."""
 
 
 class Entry(NamedTuple):
-    """One structure: its elements by number of atoms, its orbits, the weight of its vote."""
+    """One structure: its elements by number of atoms, its orbits, the weight of its vote, and the
+    number of its prototype, -1 = none."""
 
     group: int
     elements: tuple[int, ...]
     rows: Ints
     species: Ints
     weight: float
+    prototype: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Memory:
 
     ``group`` and ``n_orbits`` (N,), ``rows`` and ``species`` (O,) of all orbits; ``cost``
     (101, 101): of exchanging one atomic number for another, row and column 0 unused. ``weight``
-    (N,): of the vote of each structure, None = all 1.
+    (N,): of the vote of each structure, None = all 1. ``prototypes``: of these structures, which
+    are then described in the order and setting of theirs.
     """
 
     group: Ints
@@ -68,6 +76,7 @@ class Memory:
     species: Ints
     cost: NDArray[np.float64]
     weight: NDArray[np.float64] | None = None
+    prototypes: Prototypes | None = None
 
     @staticmethod
     def of(standard: Standard, energy: NDArray[np.float64] | None = None) -> Memory:
@@ -102,6 +111,8 @@ class Memory:
         }
         if self.weight is not None:
             tensors["weight"] = self.weight.astype(np.float16)
+        if self.prototypes is not None:
+            tensors |= self.prototypes.tensors()
         header = {"kind": KIND, "version": str(FORMAT_VERSION)}
         write_atomic(path, save(tensors, header))
 
@@ -118,7 +129,7 @@ class Memory:
                 header = handle.metadata() or {}
                 if header.get("kind") != KIND:
                     return Memory._of_dataset(path, cost)
-                if header.get("version") != str(FORMAT_VERSION):
+                if header.get("version") not in {str(v) for v in (*OLDER, FORMAT_VERSION)}:
                     raise ValueError(f"format {header.get('version')}, not {FORMAT_VERSION}")
                 names = list(handle.keys())
                 raw: dict[str, Any] = {name: handle.get_tensor(name) for name in names}
@@ -127,9 +138,11 @@ class Memory:
                 f"{path} holds no templates ({error})",
                 "use a file made by: crystalctl data prepare",
             ) from error
+        prototypes = Prototypes.from_tensors(raw)
         real = {"cost", "weight"}
         kinds = {k: np.float64 if k in real else np.int64 for k in raw}
-        return Memory(**{k: v.astype(kinds[k]) for k, v in raw.items()})
+        plain = {k: v.astype(kinds[k]) for k, v in raw.items()}
+        return Memory(**plain, prototypes=prototypes)
 
     @staticmethod
     def _of_dataset(path: Path, cost: NDArray[np.float64] | None) -> Memory:
@@ -180,7 +193,10 @@ class Memory:
             here = slice(int(self._ends[i] - self.n_orbits[i]), int(self._ends[i]))
             order = tuple(elements[first[i] : first[i + 1]].tolist())
             weight = 1.0 if self.weight is None else float(self.weight[i])
-            yield Entry(int(self.group[i]), order, self.rows[here], self.species[here], weight)
+            number = -1 if self.prototypes is None else int(self.prototypes.which[i])
+            yield Entry(
+                int(self.group[i]), order, self.rows[here], self.species[here], weight, number
+            )
 
     def propose(
         self,
@@ -193,18 +209,22 @@ class Memory:
         """As ``TemplateSource`` says."""
         # Canonical template -> its descriptions in the data, with the votes for each.
         votes: dict[Orbits, dict[Orbits, float]] = defaultdict(lambda: defaultdict(float))
+        # Canonical template -> prototype, and the elements on its orbits -> the votes for it.
+        starts: dict[Orbits, dict[Start, float]] = defaultdict(lambda: defaultdict(float))
         for entry, swap, vote in self._voters(composition, groups, rows):
-            pairs = tuple(
-                sorted(
-                    (r, swap[z])
-                    for r, z in zip(entry.rows.tolist(), entry.species.tolist(), strict=True)
-                )
-            )
-            votes[canonical_orbits(pairs)][pairs] += vote
+            there, species = entry.rows.tolist(), [swap[z] for z in entry.species.tolist()]
+            pairs = tuple(sorted(zip(there, species, strict=True)))
+            form = canonical_orbits(pairs)
+            votes[form][pairs] += vote
+            if entry.prototype >= 0 and (rows is None or sorted(rows) == sorted(there)):
+                starts[form][entry.prototype, tuple(there), tuple(species)] += vote
         ranked = sorted(
             ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
         )
-        return [(self._written(votes[o], o, rows), total) for total, o in ranked[:n]]
+        return [
+            (_written(votes[form], form, rows, _starts(self.prototypes, starts[form])), total)
+            for total, form in ranked[:n]
+        ]
 
     def evidence(
         self,
@@ -238,19 +258,37 @@ class Memory:
             swap = dict(zip(entry.elements, orders[best], strict=True))
             yield entry, swap, entry.weight * math.exp(-float(change[best]))
 
-    @staticmethod
-    def _written(
-        votes: Mapping[Orbits, float], template: Orbits, rows: Sequence[int] | None
-    ) -> Chosen:
-        """A template in its commonest setting, or on the very positions asked for."""
-        best = max(votes, key=lambda orbits: (votes[orbits], orbits))
-        if rows is not None:
-            best = next(
-                orbits
-                for orbits in equivalent_orbits(template)
-                if [row for row, _ in orbits] == sorted(rows)
-            )
-        return Chosen.of(best)
+
+def _written(
+    votes: Mapping[Orbits, float],
+    template: Orbits,
+    rows: Sequence[int] | None,
+    starts: tuple[Begun, ...],
+) -> Chosen:
+    """A template in its commonest setting, or on the very positions asked for."""
+    best = max(votes, key=lambda orbits: (votes[orbits], orbits))
+    if rows is not None:
+        best = next(
+            orbits
+            for orbits in equivalent_orbits(template)
+            if [row for row, _ in orbits] == sorted(rows)
+        )
+    # What has no prototype has its part too.
+    total = sum(votes.values()) or 1.0
+    parts = tuple(begun._replace(part=begun.part / total) for begun in starts)
+    return replace(Chosen.of(best), starts=parts)
+
+
+def _starts(prototypes: Prototypes | None, votes: Mapping[Start, float]) -> tuple[Begun, ...]:
+    """The prototypes of a template, those with the most votes first; these are the parts."""
+    found = []
+    for (number, rows, species), vote in sorted(votes.items(), key=lambda x: (-x[1], x[0])):
+        assert prototypes is not None
+        order = sorted(range(len(rows)), key=lambda i: (rows[i], species[i]))
+        start = prototypes.start(number, rows, species, order)
+        sites = [(rows[i], species[i]) for i in order]
+        found.append(Begun(tuple(r for r, _ in sites), tuple(z for _, z in sites), start, vote))
+    return tuple(found)
 
 
 def _weight(energy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from crystalctl.planning import Sample
 from crystalctl.tiles import tiles
 
 if TYPE_CHECKING:
+    from crystalctl.chosen import Chosen
     from crystalctl.io.results import RunFolder
 
 REDRAWS = 3
@@ -128,7 +129,9 @@ def draw_exact(
     for attempt in range(1, REDRAWS + 1):
         if not wrong:
             break
-        again = [replace(s, key=f"{s.key}|again {attempt}") for s in wrong]
+        again = [
+            replace(s, key=f"{s.key}|again {attempt}", template=_anew(s.template)) for s in wrong
+        ]
         if attempt > 1:
             again = composed_anew(composer or model, again)
         new = draw(model, again, device=device, first_tile=first, **options)
@@ -151,6 +154,11 @@ def unwanted(sample: Sample, crystal: Crystals) -> bool:
         return True
     cell = orbit_cell(crystal)
     return cell is not None and found_group(cell.structure) != cell.number
+
+
+def _anew(template: Chosen | None) -> Chosen | None:
+    """Not again from a known structure: what is near it is as wrong."""
+    return None if template is None else replace(template, start=None)
 
 
 def _kept(

@@ -10,10 +10,11 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
+from crystalctl.chosen import Chosen
 from crystalctl.errors import InputError
 from crystalctl.symmetry.assignments import (
     Assignment,
@@ -69,37 +70,6 @@ class Symmetry:
             "wyckoff": None if self.rows is None else [position(r).label for r in self.rows],
             "allow_supergroup": self.allow_supergroup,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A group and its positions, with the atomic number on each where it is prescribed.
-
-    ``cell``: as of ``Template``, where a model has drawn it. ``source``: who proposed it.
-    """
-
-    group: int
-    rows: tuple[int, ...]
-    species: tuple[int, ...] | None = None
-    cell: tuple[float, ...] | None = None
-    source: str = field(default="", compare=False)
-
-    @staticmethod
-    def of(orbits: Sequence[tuple[int, int]]) -> Chosen:
-        """The template of (table row, atomic number) pairs."""
-        rows, species = zip(*sorted(orbits), strict=True)
-        return Chosen(position(rows[0]).group, rows, species)
-
-    @property
-    def n_atoms(self) -> int:
-        """Atoms of the primitive cell."""
-        return atoms_of(self.rows)
-
-    @property
-    def key(self) -> str:
-        """Names it for good."""
-        elements = "" if self.species is None else ":" + ",".join(map(str, self.species))
-        return f"{self.group}:{','.join(map(str, self.rows))}{elements}"
 
 
 class TemplateSource(Protocol):
@@ -236,6 +206,17 @@ def turns(votes: Sequence[float], n: int) -> list[int]:
         order.append(index)
         heapq.heapreplace(heap, (-weights[index] / (taken + 1), index, taken + 1))
     return order
+
+
+def shared_out(ways: Sequence[tuple[Chosen, float]], n: int) -> list[tuple[Chosen, float]]:
+    """What each of ``n`` samples takes of templates with their votes, and its part of these."""
+    taken = turns([votes for _, votes in ways], n)
+    each = {i: iter(ways[i][0].taken(taken.count(i))) for i in set(taken)}
+    found = []
+    for i in taken:
+        chosen, part = next(each[i])
+        found.append((chosen, ways[i][1] * part))
+    return found
 
 
 def generate_templates(

@@ -22,16 +22,21 @@ def tiles(samples: Sequence[Sample], device_kind: str) -> list[list[Sample]]:
     """Batches of samples of bounded cost, in an order fixed by the request: the cheapest first.
 
     Free cells share a batch only with cells of as many atoms. Within templates there are so few
-    pairs that a network call costs more by itself, so sizes are mixed.
+    pairs that a network call costs more by itself, so sizes are mixed. What begins at a known
+    structure takes fewer calls and goes by itself.
     """
     budget = EDGE_BUDGET.get(device_kind, EDGE_BUDGET_ACCELERATOR)
     found: list[list[Sample]] = []
     kind, left = None, 0
-    for sample in sorted(samples, key=lambda s: (s.pairs, s.n_atoms)):
-        own = sample.n_atoms if sample.template is None else 0
+    for sample in sorted(samples, key=lambda s: (_begun(s), s.pairs, s.n_atoms)):
+        own = sample.n_atoms if sample.template is None else -_begun(sample)
         if own != kind or sample.pairs > left or len(found[-1]) == MAX_TILE:
             found.append([])
             kind, left = own, budget
         found[-1].append(sample)
         left -= sample.pairs
     return found
+
+
+def _begun(sample: Sample) -> bool:
+    return sample.template is not None and sample.template.start is not None

@@ -102,20 +102,30 @@ def templates(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     progress: Annotated[bool, typer.Option(help="Show progress.")] = True,
 ) -> None:
-    """Learn from a dataset which elements replace each other; for predict --templates."""
+    """Learn from a dataset which elements replace each other, and its prototypes.
+
+    For predict --templates.
+    """
     _check_output(out, force)
     from dataclasses import replace
 
+    from crystalctl.data.datasets import Dataset
+    from crystalctl.prototypes import with_prototypes
     from crystalctl.retrieval import Memory
     from crystalctl.training.metric import learn_cost
 
     memory = Memory.load(file)
+    standard = Dataset.load(file).standard
+    assert standard is not None
     with ui.progress(quiet=not progress) as move:
-        report = partial(move, "learning") if move else None
-        memory = replace(memory, cost=learn_cost(memory, progress=report))
+        costs = partial(move, "learning") if move else None
+        found = partial(move, "prototypes") if move else None
+        memory = replace(memory, cost=learn_cost(memory, progress=costs))
+        memory = with_prototypes(memory, standard.crystals, found)
     out.parent.mkdir(parents=True, exist_ok=True)
     memory.save(out)
-    ui.stdout().print(f"{len(memory.group)} structures, {len(memory.by_counts)} kinds: {out}")
+    kinds = 0 if memory.prototypes is None else len(memory.prototypes.n_orbits)
+    ui.stdout().print(f"{len(memory.group)} structures, {kinds} prototypes: {out}")
 
 
 @app.command()

@@ -25,12 +25,15 @@ class Template:
     ``positions`` are rows of the table of all positions, one for each orbit, ascending;
     ``species`` the atomic number on each, None when the model decides. ``cell``: a, b, c in Å and
     the angles in degrees of the conventional cell, for families that draw it before the positions.
+    ``start``: a structure near which to look, six logarithms of its conventional cell
+    (``to_family6``), then the three coordinates of each anchor.
     """
 
     space_group: int
     positions: tuple[int, ...]
     species: tuple[int, ...] | None = None
     cell: tuple[float, ...] | None = None
+    start: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

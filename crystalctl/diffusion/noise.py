@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from crystalctl.crystal.batch import Layout
+from crystalctl.crystal.batch import Layout, sent
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -50,6 +51,13 @@ class NoiseSource:
         # Not torch.tensor: it would make the number on the host, and wait for the device.
         start = torch.full((), seed, dtype=torch.int64, device=stream.device)
         self._key = _mix(_mix(start * _GOLDEN) + self.stream * _GOLDEN)
+
+    def of(self, which: Sequence[int]) -> NoiseSource:
+        """The source of the crystals ``which`` of this batch alone, drawn from as often."""
+        part = copy(self)
+        rows = sent(torch.tensor(which), self.stream.device)
+        part.stream, part._key = self.stream[rows], self._key[rows]
+        return part
 
     def _bits(self, layout: Layout, per_atom: bool, width: int) -> Tensor:
         """(rows, width) int64 with 64 random bits each; rows = atoms or crystals."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crystalctl.diffusion.torus import wrapped_normal_score
 
-_FEWEST = 4
+FEWEST = 4
 """Steps of a restart, at least: with four (25 in all) there are no more matches than without."""
 
 
@@ -82,6 +82,6 @@ def restarted_steps(n_steps: int, n_used: int, level: int, restarts: int) -> lis
     fewer than four there is none, nor where all steps are made. Ref: Alg. 1, arXiv:2306.14878.
     """
     each = round(n_used * level / (n_steps + restarts * level))
-    if n_used == n_steps or each < _FEWEST or restarts * each >= n_used:
+    if n_used == n_steps or each < FEWEST or restarts * each >= n_used:
         return spaced_steps(n_steps, n_used)
     return spaced_steps(n_steps, n_used - restarts * each) + restarts * spaced_steps(level, each)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target
+from crystalctl.crystal.batch import MAX_Z, Crystals, Layout, Target, sent
 from crystalctl.crystal.precision import full_precision
 from crystalctl.crystal.sites import Sites
 from crystalctl.data.standard import from_anchors
@@ -41,7 +41,7 @@ from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms
 from crystalctl.models.diffcsp import CSPConfig
-from crystalctl.models.reverse import excluded_elements, reverse
+from crystalctl.models.reverse import excluded_elements, refusal, reverse
 from crystalctl.networks.cspnet import CSPNet
 from crystalctl.symmetry.primitive import (
     CENTRINGS,
@@ -68,10 +68,18 @@ class DiffCSPPlusConfig(CSPConfig):
     ``n_radial`` > 0: the network also works in real space (``networks/radial.py``) with that many
     functions of distance; the paper's does not. What is summed at an anchor is that of every atom
     of its orbit, as the coefficients that are read are invariant under the group.
+    ``start_level``: at the noise of which share of T sampling begins where a target has a start.
     """
 
     gamma: float = 5e-6
     n_radial: int = 0
+    start_level: float = 0.1
+
+    def __post_init__(self) -> None:
+        """As of DiffCSP's, and for what DiffCSP++ adds."""
+        super().__post_init__()
+        if not 0 < self.start_level <= 1:
+            raise refusal(self, ["start_level"], "start_level is above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,22 @@ class DiffCSPPlus(nn.Module):
 
         Raises ``InputError`` when a target has no template, or (predict) one without species.
         """
+        warm = [bool(target.template and target.template.start) for target in targets]
+        if len(set(warm)) == 1:
+            return self._sample(targets, noise, steps, on_step)
+        parts = [[i for i, known in enumerate(warm) if known == kind] for kind in (False, True)]
+        found = [self._sample([targets[i] for i in p], noise.of(p), steps, on_step) for p in parts]
+        order = parts[0] + parts[1]
+        return Crystals.cat(found).index(sent(torch.tensor(order).argsort(), noise.stream.device))
+
+    def _sample(
+        self,
+        targets: Sequence[Target],
+        noise: NoiseSource,
+        steps: int | None,
+        on_step: OnStep | None,
+    ) -> Crystals:
+        """As ``sample``, of targets that all have a start or all have none."""
         device = noise.stream.device
         position, n_orbits, groups, given = templates_of(targets, self.generates)
         unit = unit_of(position.to(device), n_orbits.to(device), groups.to(device))
@@ -245,6 +269,8 @@ class DiffCSPPlus(nn.Module):
             held=held,
             settings=self.config,
             excluded=self._excluded(targets, given, unit) if self.generates else None,
+            start=None if self.generates else starts_of(targets, unit),
+            start_level=self.config.start_level,
             steps=steps,
             on_step=on_step,
         )
@@ -344,6 +370,18 @@ def templates_of(
         torch.tensor(groups),
         torch.tensor(species),
     )
+
+
+def starts_of(targets: Sequence[Target], unit: Unit) -> State | None:
+    """The structures to begin near, as clean fields; None where the targets name none."""
+    starts = [target.template.start for target in targets if target.template]
+    values = torch.tensor([x for start in starts if start for x in start[6:]], dtype=torch.float32)
+    if not len(values):
+        return None
+    k = torch.tensor([start[:6] for start in starts if start], dtype=torch.float32)
+    scaled = sent(k, unit.layout.device) / lattice_scale(unit.layout.device) - unit.offset
+    frac = sent(values.view(-1, 3), unit.layout.device)
+    return {"lattice": torch.where(unit.free, scaled, 0.0), "frac": frac}
 
 
 def _crystal_loss(errors: Tensor, free: Tensor, weight: float, layout: Layout | None) -> LossTerm:

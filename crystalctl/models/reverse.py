@@ -14,7 +14,7 @@ from crystalctl.diffusion.elements import ElementProcess
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.diffusion.process import Process, State
 from crystalctl.diffusion.sampling import OnStep, predictor_corrector
-from crystalctl.diffusion.schedules import restarted_steps
+from crystalctl.diffusion.schedules import FEWEST, restarted_steps, spaced_steps
 from crystalctl.errors import InputError
 from crystalctl.models.device import replayed
 
@@ -81,17 +81,28 @@ def reverse(
     held: State,
     settings: Settings,
     excluded: Tensor | None = None,
+    start: State | None = None,
+    start_level: float = 1.0,
     steps: int | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Tensor]:
     """The fields at t = 0, from the priors of ``processes`` and the fields ``held`` fixed.
 
     ``call`` is the network: (state, time steps (C,)) -> outputs. ``excluded`` (rows, 100) bool:
-    elements a row may not be; "species" then comes back as atomic numbers.
+    elements a row may not be; "species" then comes back as atomic numbers. ``start``: clean fields;
+    the path then begins with these at the noise of ``start_level``, a share of T, and not at T.
+    Ref: SDEdit, arXiv:2108.01073, Alg. 1.
     """
-    state = {name: process.prior(layout, noise) for name, process in processes.items()}
+    share = 1.0 if start is None else start_level
+    level = max(1, round(share * settings.n_steps))
+    first = torch.full((layout.n_crystals,), level, device=noise.stream.device)
+    state = {
+        name: process.prior(layout, noise)
+        if start is None
+        else process.corrupt(start[name], first, layout, noise)[0]
+        for name, process in processes.items()
+    }
     state |= held
-    first = torch.full((layout.n_crystals,), settings.n_steps, device=noise.stream.device)
     network = replayed(call, state, first)
 
     def denoise(current: State, t: int) -> Mapping[str, Tensor]:
@@ -106,18 +117,12 @@ def reverse(
         absent = current["species"] / torch.sqrt(1 - species.schedule.alpha_bar[t])
         return {**out, "species": torch.where(excluded, absent, out["species"])}
 
-    path = restarted_steps(
-        settings.n_steps,
-        steps or settings.sample_steps,
-        round(settings.restart_level * settings.n_steps),
-        settings.restarts,
-    )
     end = dict(
         predictor_corrector(
             denoise,
             processes,
             state,
-            path,
+            _path(settings, steps or settings.sample_steps, level),
             layout,
             noise,
             n_correct=settings.n_correct,
@@ -127,6 +132,15 @@ def reverse(
     if excluded is not None:
         end["species"] = end["species"].masked_fill(excluded, -torch.inf).argmax(1) + 1
     return end
+
+
+def _path(settings: Settings, n_used: int, level: int) -> list[int]:
+    """Time steps from ``level`` down to 0, as dense as ``n_used`` from T; restarts only from T."""
+    if level == settings.n_steps:
+        again = round(settings.restart_level * level)
+        return restarted_steps(level, n_used, again, settings.restarts)
+    each = round(n_used * level / settings.n_steps)
+    return spaced_steps(level, min(level, max(each, FEWEST)))
 
 
 def excluded_elements(targets: Sequence[Target], layout: Layout) -> Tensor:

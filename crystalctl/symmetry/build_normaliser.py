@@ -37,7 +37,7 @@ def relabellings(number: int, table: Any) -> Ints:
     generators: list[tuple[int, ...]] = []
     places = _places(number, table)
     general = _general(number, table)
-    for matrix, shift in _normalising(number, table):
+    for matrix, shift in normalising(number, table):
         new = _permutation(places, general, matrix, shift / TRANSLATION_DENOMINATOR)
         if new not in found:
             generators.append(new)
@@ -54,7 +54,7 @@ def _closure(generators: list[tuple[int, ...]], n: int) -> set[tuple[int, ...]]:
     return found
 
 
-def _normalising(number: int, table: Any) -> Iterator[tuple[Ints, Ints]]:
+def normalising(number: int, table: Any) -> Iterator[tuple[Ints, Ints]]:
     """Pairs (W, w), w in 24ths, that generate the normaliser together with the group.
 
     The group's own operations move no position, so one W of each coset W R is enough. Two pairs of

@@ -35,7 +35,7 @@ from crystalctl.models.device import pick_device
 from crystalctl.proposing import Mixture
 from crystalctl.retrieval import Memory
 from crystalctl.symmetry.assignments import lattice_points
-from crystalctl.templating import TemplateSource, turns
+from crystalctl.templating import TemplateSource, shared_out
 
 warnings.filterwarnings("ignore")
 
@@ -60,15 +60,18 @@ def target_of(crystal: Crystals) -> Target:
     return Target(template=Template(int(group), tuple(orbits.position.tolist()), tuple(species)))
 
 
-def targets_of(crystal: Crystals, k: int, source: TemplateSource | None) -> list[Target]:
+def targets_of(
+    crystal: Crystals, k: int, source: TemplateSource | None, *, starts: bool = True
+) -> list[Target]:
     """The ``k`` requests for one true crystal; proposals share them by votes."""
     if source is None:
         return [target_of(crystal)] * k
     points = lattice_points(int(crystal.layout.space_group))
     counts = {z: n // points for z, n in composition(crystal.species).items()}
-    ways = source.propose(counts, k)
-    chosen = [Target(template=Template(way.group, way.rows, way.species)) for way, _ in ways]
-    return [chosen[i] for i in turns([votes for _, votes in ways], k)]
+    return [
+        Target(template=Template(c.group, c.rows, c.species, start=c.start if starts else None))
+        for c, _ in shared_out(source.propose(counts, k), k)
+    ]
 
 
 def draw(
@@ -84,7 +87,7 @@ def draw(
         for row, (pairs, one) in enumerate(
             zip(truth.layout.pair_counts.tolist(), truth.split(), strict=True)
         )
-        for repeat, target in enumerate(targets_of(one, k, source))
+        for repeat, target in enumerate(targets_of(one, k, source, starts=not options.from_noise))
     ]
     wanted.sort(key=lambda item: item[:3])
     found: list[list[Crystals | None]] = [[None] * k for _ in range(len(truth))]
@@ -205,6 +208,7 @@ def main() -> None:
     parser.add_argument("--edges", type=int, default=8192)
     parser.add_argument("--train", type=Path)
     parser.add_argument("--templates", type=Path, help="propose templates, not the true one")
+    parser.add_argument("--from-noise", action="store_true", help="no known structure to begin at")
     parser.add_argument("--proposer", help="weights of another proposer than the default")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rows", type=Path, help="also write the judgement of each entry here")

@@ -54,7 +54,7 @@ from crystalctl.proposing import Mixture
 from crystalctl.sampling import draw_exact
 from crystalctl.selection import choose_weights
 from crystalctl.symmetry.assignments import lattice_points
-from crystalctl.templating import turns
+from crystalctl.templating import shared_out
 
 WEIGHTS = "0,0.005,0.01,0.02,0.03,0.04,0.05,0.07,0.1,0.15,0.2,0.3"
 PLAIN = ("first", "most frequent", "votes", "any")
@@ -66,9 +66,7 @@ def votes_of(truth: Crystals, k: int, source: Mixture) -> list[float]:
     """The votes each of ``k`` samples carries."""
     points = lattice_points(int(truth.layout.space_group))
     counts = {z: n // points for z, n in composition(truth.species).items()}
-    votes = [v for _, v in source.propose(counts, k)]
-    taken = turns(votes, k)
-    return [votes[i] / taken.count(i) for i in taken]
+    return [votes for _, votes in shared_out(source.propose(counts, k), k)]
 
 
 def plan_auto(truth: Crystals, k: int, loaded: Any, load: Any) -> list[Part]:

@@ -9,6 +9,7 @@ import pytest
 
 from crystalctl.cli.app import main
 from crystalctl.data.datasets import Dataset
+from crystalctl.retrieval import Memory
 
 GOOD = {
     "id": "good",
@@ -156,3 +157,33 @@ def test_info_on_what_is_no_dataset(
 def test_options_out_of_range(source: Path) -> None:
     for option in (("--max-atoms", 0), ("--jobs", 0), ("--symprec", 0), ("--split", "dev")):
         assert run("prepare", source, "-o", source.parent / "o.safetensors", *option) == 2
+
+
+def test_templates_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rutiles of three metals are a prototype, which a fourth begins at; another file has none."""
+    source, made = tmp_path / "rows.jsonl", tmp_path / "set.safetensors"
+    rows = []
+    cells = (("Ti", 4.59, 2.96, 0.305), ("Sn", 4.74, 3.19, 0.307), ("Ru", 4.5, 3.1, 0.306))
+    for metal, a, c, x in cells:
+        oxygen = [[x, x, 0], [-x, -x, 0], [0.5 - x, 0.5 + x, 0.5], [0.5 + x, 0.5 - x, 0.5]]
+        rows.append(
+            {
+                "lattice": [a, a, c, 90, 90, 90],
+                "species": [metal] * 2 + ["O"] * 4,
+                "frac": [[0, 0, 0], [0.5, 0.5, 0.5], *oxygen],
+            }
+        )
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    assert run("prepare", source, "-o", made) == 0
+    out = tmp_path / "templates.safetensors"
+    assert run("templates", made, "-o", out) == 0
+    assert "3 structures, 1 prototypes" in capsys.readouterr().out
+    ((chosen, _),) = Memory.load(out).propose({25: 2, 8: 4}, 9)
+    (begun,) = chosen.starts
+    # 0.306, or 0.194 = 1/2 - 0.306 in the other setting.
+    assert (
+        min(abs(begun.start[6 + 3 * begun.species.index(8)] % 0.5 - x) for x in (0.306, 0.194))
+        < 1e-3
+    )
+    assert run("templates", out, "-o", tmp_path / "again.safetensors") == 2
+    assert "crystalctl data prepare" in capsys.readouterr().err

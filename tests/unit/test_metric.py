@@ -10,10 +10,10 @@ import pytest
 import torch
 from strategies import symmetric_crystals
 
+from crystalctl.chosen import Chosen
 from crystalctl.data.standard import Standard
 from crystalctl.retrieval import Memory, plain_cost
 from crystalctl.symmetry.wyckoff import position_row
-from crystalctl.templating import Chosen
 from crystalctl.training.metric import learn_cost
 
 LIKE_MG, LIKE_AL = (12, 26, 82, 40), (13, 19, 79, 60)

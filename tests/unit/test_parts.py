@@ -8,6 +8,7 @@ import pytest
 
 from crystalctl import parts
 from crystalctl.analysis.ranking import counted, counts_of, differing
+from crystalctl.chosen import Chosen
 from crystalctl.crystal.elements import parse_formula
 from crystalctl.data.statistics import Statistics
 from crystalctl.execution import Options
@@ -15,7 +16,7 @@ from crystalctl.parts import FREE_VOTES, Part, numbered, plan_formulas
 from crystalctl.planning import Sample
 from crystalctl.sampling import REDRAWS, most_tiles
 from crystalctl.symmetry.wyckoff import parse_wyckoff
-from crystalctl.templating import Chosen, parse_symmetry
+from crystalctl.templating import parse_symmetry
 from crystalctl.tiles import tiles
 
 SALT = tuple(sorted(parse_wyckoff(225, "4a,4b")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from crystalctl.chosen import Chosen
 from crystalctl.crystal.elements import parse_formula
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
@@ -16,7 +17,6 @@ from crystalctl.planning import (
     plan_templates,
     stable_hash,
 )
-from crystalctl.templating import Chosen
 from crystalctl.tiles import tiles
 
 STATISTICS = Statistics(

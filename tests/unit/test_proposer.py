@@ -13,6 +13,7 @@ from strategies import symmetric_crystals
 
 from crystalctl import proposing
 from crystalctl.checkpoint import load_model, read_file
+from crystalctl.chosen import Chosen
 from crystalctl.data.prepare import prepare
 from crystalctl.data.statistics import Statistics
 from crystalctl.models.proposer import (
@@ -28,7 +29,6 @@ from crystalctl.symmetry.assignments import assignments, covers
 from crystalctl.symmetry.normaliser import canonical_orbits, equivalent_orbits
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import parse_wyckoff
-from crystalctl.templating import Chosen
 from crystalctl.training.loop import Trainer
 from crystalctl.training.run import train
 from crystalctl.training.store import STATE

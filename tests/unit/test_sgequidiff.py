@@ -12,6 +12,7 @@ import torch
 from strategies import noise_for, symmetric_crystals, templates, tiny_model
 
 from crystalctl import sampling
+from crystalctl.chosen import Chosen
 from crystalctl.composing import composed_anew, plan_composed
 from crystalctl.crystal.batch import Crystals, Target
 from crystalctl.data.statistics import Statistics
@@ -30,7 +31,7 @@ from crystalctl.symmetry.normaliser import canonical_orbits
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.witness import has_own_group
 from crystalctl.symmetry.wyckoff import position, positions
-from crystalctl.templating import Chosen, parse_symmetry
+from crystalctl.templating import parse_symmetry
 
 
 @pytest.fixture(scope="module")

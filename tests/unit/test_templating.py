@@ -9,6 +9,7 @@ import pytest
 import torch
 from strategies import symmetric_crystals
 
+from crystalctl.chosen import Chosen
 from crystalctl.data.standard import Standard
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import DataError, InputError
@@ -25,7 +26,6 @@ from crystalctl.symmetry.assignments import (
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import parse_wyckoff, position, positions
 from crystalctl.templating import (
-    Chosen,
     draw_positions,
     generate_templates,
     parse_symmetry,
