@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -118,7 +119,9 @@ def load_potential(name: str, device: str = "cpu") -> Potential:
     if find_spec(package) is None:
         raise InputError(f"the calculator {name} is not installed", f"install it with: {install}")
     try:
-        return build(device)
+        # Some greet on stdout, in the midst of what --json prints there.
+        with redirect_stdout(sys.stderr):
+            return build(device)
     except Exception as error:
         hint = f"check its installation ({install}); its weights may have to be downloaded once"
         raise InputError(f"{name} cannot be started: {failure(error)}", hint) from error
@@ -140,7 +143,8 @@ def _from_factory(name: str) -> Any:
     try:
         # A script beside one's structures is the usual place for a factory.
         sys.path.insert(0, "")
-        made = getattr(import_module(module), factory)()
+        with redirect_stdout(sys.stderr):
+            made = getattr(import_module(module), factory)()
     except Exception as error:
         raise InputError(
             f"no calculator from {name}: {type(error).__name__}: {error}",
@@ -180,7 +184,8 @@ def _orb(device: str) -> Potential:
     from orb_models.forcefield import pretrained
     from orb_models.forcefield.calculator import ORBCalculator
 
-    model = pretrained.orb_v3_conservative_inf_omat(device=device)
+    # Compiled, as it is by default, the first energy takes minutes and a C++ compiler.
+    model = pretrained.orb_v3_conservative_inf_omat(device=device, compile=False)
     return OneAtATime(_versioned("orb", "orb-models"), ORBCalculator(model, device=device))
 
 

@@ -91,3 +91,18 @@ def test_nothing_to_relax(tmp_path: Path, capsys) -> None:
     (tmp_path / "x.cif").write_text("nothing")
     assert run(tmp_path) == 2
     assert "none of the structures can be read" in capsys.readouterr().err
+
+
+def test_a_calculator_that_greets_does_not_spoil_the_json(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """mace and mattersim print on stdout while they load."""
+    (folder.parent / "greeting.py").write_text(
+        "print('imported')\n\ndef make():\n    import springs\n\n    print('hello')\n"
+        "    return springs.morse()\n"
+    )
+    monkeypatch.chdir(folder.parent)
+    assert run(folder, "--calculator", "greeting:make", "--max-steps", 2, "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)
+    assert "hello" in shown.err
