@@ -45,9 +45,10 @@ class Prototypes:
     def tensors(self) -> dict[str, NDArray[Any]]:
         """What a file keeps."""
         fixed = np.rint(self.anchor % 1.0 * _TURN).astype(np.int64) % _TURN
+        narrow = len(self.n_orbits) <= np.iinfo(np.int16).max
         return {
-            "prototype": self.which.astype(np.int16),
-            "prototype_orbits": self.n_orbits.astype(np.uint8),
+            "prototype": self.which.astype(np.int16 if narrow else np.int32),
+            "prototype_orbits": self.n_orbits.astype(np.uint16),
             "prototype_anchor": fixed.astype(np.uint16),
             "prototype_cell": self.cell.astype(np.float16),
             "element_volume": self.volume.astype(np.float16),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from crystalctl.diffusion.torus import wrapped_normal_score
 
 FEWEST = 4
-"""Steps of a restart, at least: with four (25 in all) there are no more matches than without."""
+"""Steps of a way down from below T, at least. With four a restart (25 in all) there are no more
+matches than without."""
 
 
 class CosineSchedule(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from strategies import noise_for, symmetric_crystals, tiny_model
 
+from crystalctl import sampling
 from crystalctl.alignment import Facts, align, classes, settings
 from crystalctl.chosen import Begun, Chosen
 from crystalctl.crystal.batch import Crystals, Target, Template
@@ -19,6 +20,7 @@ from crystalctl.errors import InputError
 from crystalctl.planning import Sample
 from crystalctl.prototypes import find_prototypes, with_prototypes
 from crystalctl.retrieval import Memory
+from crystalctl.starts import Prototypes
 from crystalctl.symmetry.normaliser import canonical_orbits
 from crystalctl.symmetry.tables import tables
 from crystalctl.symmetry.wyckoff import position_row
@@ -252,6 +254,37 @@ def test_a_structure_without_a_vote_has_a_part_all_the_same() -> None:
     chosen = Chosen(1, (1,), (8,), starts=(Begun((1,), (8,), (0.0,) * 9, 0.0),))
     assert [part for _, part in chosen.taken(1)] == [1]
     assert sum(part for _, part in chosen.taken(3)) == pytest.approx(1)
+
+
+def test_what_is_drawn_again_begins_at_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def draw(model, samples, **options):
+        seen.extend(s.template.start for s in samples)
+        return dict.fromkeys((s.number for s in samples), None)
+
+    monkeypatch.setattr(sampling, "draw", draw)
+    monkeypatch.setattr(sampling, "unwanted", lambda sample, crystal: True)
+    start = (0.0,) * 9
+    chosen = Chosen(1, (1,), (8,), start=start)
+    sample = Sample(1, "key", "label", 1, 0, template=chosen)
+    sampling.draw_exact(object(), [sample], device=torch.device("cpu"))
+    assert seen == [start, *[None] * sampling.REDRAWS]
+
+
+def test_more_prototypes_than_sixteen_bits_count_are_kept() -> None:
+    n = 40000
+    many = Prototypes(
+        np.arange(n),
+        np.ones(n),
+        np.zeros((n, 3)),
+        np.zeros((n, 6)),
+        np.zeros(101),
+        np.zeros((101, 2)),
+    )
+    again = Prototypes.from_tensors(many.tensors())
+    assert again is not None
+    assert (again.which == many.which).all()
 
 
 def begun_targets() -> tuple[list[Target], Crystals]:
