@@ -192,6 +192,21 @@ def test_votes_lead_to_the_prototype_with_the_elements_asked_for(tmp_path) -> No
     assert np.allclose(place[44], 0, atol=2e-5)
 
 
+def test_each_element_stands_where_its_like_did() -> None:
+    """The prototype lists the one anion first, the template the two cations."""
+    row, anchor = position_row(14, "e"), np.random.default_rng(0).random((3, 3))
+    lattice = np.array([[5.0, 0, 0], [0, 6, 0], [-1, 0, 7]])
+    memory = memory_of(
+        [Facts(np.full(3, row), np.array(z), anchor, lattice) for z in ([3, 3, 9], [11, 11, 17])]
+    )
+    ((chosen, _),) = memory.propose({19: 8, 35: 4}, 9)
+    (begun,) = chosen.starts
+    assert begun.species == (19, 19, 35)
+    found = np.reshape(begun.start[6:], (3, 3))
+    assert np.allclose(found[2], anchor[2], atol=2e-5)
+    assert np.allclose(sorted(found[:2].tolist()), sorted(anchor[:2].tolist()), atol=2e-5)
+
+
 def test_cells_grow_with_the_elements(tmp_path) -> None:
     memory = memory_of([rutile(z) for z in RUTILE])
 
