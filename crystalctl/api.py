@@ -14,10 +14,11 @@ from crystalctl.execution import Options, Result, run_request
 from crystalctl.goals import parse_goal, with_goal
 from crystalctl.parts import ONE_IN, Load, Part, plan_composed_parts, plan_formulas, statistics_of
 from crystalctl.planning import parse_atom_numbers, parse_units, plan_generate
-from crystalctl.selection import check_temperature
+from crystalctl.selection import check_composing
 
 if TYPE_CHECKING:
     from crystalctl.checkpoint import LoadedModel
+    from crystalctl.composing import Likely
     from crystalctl.data.statistics import Statistics
     from crystalctl.templating import Symmetry
 
@@ -91,6 +92,7 @@ def generate(
     target: str | None = None,
     strength: float | None = None,
     temperature: float = 1.0,
+    likeness: float | None = None,
     **options: Any,
 ) -> Result:
     """Generate crystals from scratch: ``n`` samples, merged and ranked.
@@ -101,7 +103,9 @@ def generate(
     ``allow_supergroup`` keeps structures that came out with more symmetry. ``minimize``,
     ``maximize``: a property; ``target``: "band_gap=1.5"; ``strength``: how hard to pull there, 1 as
     the weights advise. ``temperature``: above 1 groups, lattices, positions and elements are drawn
-    more evenly. ``options``: see ``Options``. Raises ``InputError`` for an impossible request.
+    more evenly. ``likeness``: how like a known compound a composition in its template must be, as
+    ``composing.Likely`` says, 0 for any; None: ``LIKENESS``, or 0 where a model or weights are
+    named. ``options``: see ``Options``. Raises ``InputError`` for an impossible request.
     """
     chosen = Options(**options)
     sizes = None if num_atoms is None else parse_atom_numbers(str(num_atoms))
@@ -117,11 +121,12 @@ def generate(
         "exclude": sorted(excluded),
     }
     symmetry = _symmetry(spacegroup, wyckoff, allow_supergroup)
-    request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     goal = parse_goal(minimize, maximize, target, strength)
-    check_temperature(temperature)
+    check_composing(temperature, likeness)
+    request |= {} if symmetry is None else {"symmetry": symmetry.plain()}
     request |= {} if goal is None else {"goal": asdict(goal)}
     request |= {} if temperature == 1 else {"temperature": temperature}
+    request |= {} if likeness is None else {"likeness": likeness}
 
     def plan(loaded: LoadedModel, load: Load) -> list[Part]:
         statistics = statistics_of(loaded)
@@ -129,19 +134,50 @@ def generate(
         if symmetry is None and not statistics.templates:
             plain = plan_generate(n, statistics, num_atoms=sizes, elements=kept, seed=chosen.seed)
             return [Part(loaded, with_goal(plain, goal))]
-        from crystalctl.composing import plan_within
-
-        within = partial(plan_within, num_atoms=sizes, elements=kept, temperature=temperature)
-        samples, note = within(loaded.model, n, statistics, symmetry, seed=chosen.seed)
-        chosen.tell(note)
-        return plan_composed_parts(loaded, load if chosen.automatic else None, samples)
+        within = partial(_plan_within, num_atoms=sizes, elements=kept, temperature=temperature)
+        return within(loaded, load, n, symmetry, likeness, chosen)
 
     return run_request(request, plan, "generated", chosen, needs=_needed(request), goal=goal)
 
 
+def _plan_within(
+    loaded: LoadedModel,
+    load: Load,
+    n: int,
+    symmetry: Symmetry | None,
+    likeness: float | None,
+    options: Options,
+    **wish: Any,
+) -> list[Part]:
+    """The parts of a generation within templates; ``wish``: of ``plan_within``."""
+    from crystalctl.composing import knows_templates, plan_within
+
+    likely = _likely(likeness, options.automatic) if knows_templates(loaded.model) else None
+    statistics = statistics_of(loaded)
+    samples, note = plan_within(
+        loaded.model, n, statistics, symmetry, seed=options.seed, likely=likely, **wish
+    )
+    options.tell(note)
+    return plan_composed_parts(loaded, load if options.automatic else None, samples, likely)
+
+
+def _likely(wanted: float | None, automatic: bool) -> Likely | None:
+    """How composed templates are chosen, by the shipped ones; None: the model alone decides."""
+    if wanted is None and not automatic:
+        return None
+    from crystalctl.checkpoint import shipped_templates
+    from crystalctl.composing import LIKENESS, Likely
+    from crystalctl.precedents import Precedents
+    from crystalctl.retrieval import Memory
+
+    memory = Memory.load(shipped_templates())
+    return Likely(Precedents(memory), LIKENESS if wanted is None else wanted)
+
+
 def _needed(request: Mapping[str, Any]) -> set[str]:
     """What a family must accept to generate what is asked for."""
-    fields = {"symmetry": "space_group", "goal": "property", "temperature": "temperature"}
+    fields = {"symmetry": "space_group", "goal": "property"}
+    fields |= {"temperature": "temperature", "likeness": "likeness"}
     needs = {need for name, need in fields.items() if name in request}
     needs |= {"elements"} if request["elements"] is not None or request["exclude"] else set()
     return needs | ({"n_atoms"} if request["num_atoms"] is not None else set())

@@ -78,6 +78,11 @@ class Chosen:
         return [(chosen, part / total) for chosen, part in turns]
 
     @property
+    def likeliest(self) -> Chosen:
+        """As the likeliest of the known structures has it, where there are any."""
+        return self.taken(1)[0][0]
+
+    @property
     def n_atoms(self) -> int:
         """Atoms of the primitive cell."""
         return atoms_of(self.rows)

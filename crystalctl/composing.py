@@ -1,13 +1,14 @@
 """Models that know templates themselves: what they propose for a formula, and what they compose.
 
-No torch here but what the model brings.
+What is composed may be chosen by its likeness to known compounds (``Likely``). No torch here but
+what the model brings.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from crystalctl.crystal.elements import name_of
 from crystalctl.data.statistics import Statistics
 from crystalctl.errors import InputError
 from crystalctl.planning import Sample, check_elements, plan_symmetric, stable_hash
+from crystalctl.precedents import Precedents
 from crystalctl.symmetry.assignments import covers, describe, possible_atom_counts
 from crystalctl.symmetry.normaliser import canonical_orbits
 from crystalctl.symmetry.witness import has_own_group
@@ -23,6 +25,10 @@ from crystalctl.templating import MOST_ASSIGNMENTS, Symmetry, draw_positions, na
 
 TRIES = 8
 """How often a template that cannot have its group is drawn anew."""
+LOOKS = 32
+"""The same where templates are chosen by their likeness: one in twelve is taken on average."""
+LIKENESS = 0.3
+"""Wanted where nobody says otherwise."""
 ANY = tuple(range(1, 231))
 OWN = "own"
 """Source of templates that the model itself proposes."""
@@ -70,6 +76,27 @@ class Own:
         return 0.0
 
 
+@dataclass(frozen=True)
+class Likely:
+    """A choice among composed templates: new ones that are like known compounds.
+
+    One is taken with the probability of its likeness (``Precedent``) over ``wanted``, and 1 above
+    that; what is known is not. Others follow in the same group; where ``LOOKS`` are in vain the
+    most alike of them is taken, known or not. With ``wanted`` = 0 the first is. Drawing begins at
+    the prototype of the most alike.
+    """
+
+    precedents: Precedents
+    wanted: float
+
+    def judge(self, chosen: Chosen, point: float) -> tuple[Chosen, float, bool]:
+        """The template with its prototype, its likeness, and whether it is taken; ``point``:
+        uniform in [0, 1)."""
+        found = self.precedents.of(chosen)
+        taken = not self.wanted or (not found.known and point * self.wanted < found.likeness)
+        return replace(chosen, starts=found.starts), found.likeness, taken
+
+
 def plan_within(
     model: Any,
     n: int,
@@ -80,6 +107,7 @@ def plan_within(
     elements: frozenset[int] | None,
     temperature: float,
     seed: int,
+    likely: Likely | None = None,
 ) -> tuple[list[Sample], str]:
     """Samples within groups, of the model's templates or of the training data's, and a note.
 
@@ -96,6 +124,7 @@ def plan_within(
             elements=elements,
             temperature=temperature,
             seed=seed,
+            likely=likely,
         )
     else:
         why, wish = "no training structure fits in", symmetry
@@ -121,19 +150,21 @@ def plan_composed(
     elements: frozenset[int] | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    likely: Likely | None = None,
 ) -> tuple[list[Sample], list[int]]:
     """The samples of a generation with templates that the model composes.
 
     The groups and systems asked for take turns; without a wish all groups are as likely as the
-    model finds them. A template that cannot have its group exactly is drawn again; where ``TRIES``
-    do not suffice, positions are combined freely: the second result names those groups. Raises
+    model finds them. A template that cannot have its group exactly, or is not ``likely``, is drawn
+    again; where no try has its group positions are combined freely: the second result names those
+    groups. Raises
     ``InputError`` for sizes that no positions add up to.
     """
     check_elements(elements, statistics)
     wish = symmetry or Symmetry(ANY, (ANY,), allow_supergroup=True)
     name = f"{wish.plain()}|{num_atoms}|{sorted(elements or ())}|{temperature}|{seed}"
     settings = {"temperature": temperature, "elements": elements, "sizes": num_atoms}
-    chosen, combined = _chosen(model, n, wish, name, settings)
+    chosen, combined = _chosen(model, n, wish, name, settings, likely)
     label = name_of(dict.fromkeys(sorted(elements or ()), 1))
     samples = [
         Sample(
@@ -153,11 +184,14 @@ def plan_composed(
     return samples, combined
 
 
-def composed_anew(model: Any, samples: Sequence[Sample]) -> list[Sample]:
+def composed_anew(
+    model: Any, samples: Sequence[Sample], likely: Likely | None = None
+) -> list[Sample]:
     """The samples, with other templates of the same group where the model composed them.
 
     For samples that did not come out: atoms that crowd a template in its cell will do so again.
-    A template that cannot have its group exactly is not taken.
+    A template that cannot have its group exactly is not taken; of others the first, or the most
+    ``likely``.
     """
     found = list(samples)
     for i, sample in enumerate(samples):
@@ -171,15 +205,23 @@ def composed_anew(model: Any, samples: Sequence[Sample]) -> list[Sample]:
         }
         streams = [stable_hash(f"{sample.stream}|{k}") for k in range(TRIES)]
         drawn = _compose(model, [[old.group]] * TRIES, streams, settings)
-        able = [t for t in drawn if t is not None and has_own_group(t.positions, t.species)]
+        able = [
+            _chosen_of(t) for t in drawn if t is not None and has_own_group(t.positions, t.species)
+        ]
+        if able and likely is not None:
+            able = [max((likely.judge(t, 0.0) for t in able), key=lambda x: (x[2], x[1]))[0]]
         if able:
-            template = _chosen_of(able[0])
-            found[i] = replace(sample, template=template, n_atoms=template.n_atoms)
+            found[i] = replace(sample, template=able[0], n_atoms=able[0].n_atoms)
     return found
 
 
 def _chosen(
-    model: Any, n: int, wish: Symmetry, name: str, settings: Mapping[str, Any]
+    model: Any,
+    n: int,
+    wish: Symmetry,
+    name: str,
+    settings: Mapping[str, Any],
+    likely: Likely | None,
 ) -> tuple[list[Chosen], list[int]]:
     """A template for each sample, and the groups where positions were combined freely."""
     num_atoms: Sequence[int] | None = settings["sizes"]
@@ -191,9 +233,11 @@ def _chosen(
         _refuse_one_element(wish, settings["elements"])
         chosen = dict.fromkeys(range(n), template)
     waiting = [k for k in range(n) if k not in chosen]
-    pools = {k: wish.pools[k % len(wish.pools)] for k in waiting}
+    pools: dict[int, Sequence[int]] = {k: wish.pools[k % len(wish.pools)] for k in waiting}
     drawn: dict[int, Chosen] = {}
-    for attempt in range(TRIES):
+    # Of those that have their group but were not taken, the most alike.
+    second: dict[int, tuple[Chosen, float]] = {}
+    for attempt in range(TRIES if likely is None else LOOKS):
         if not waiting:
             break
         streams = [stable_hash(f"compose|{name}|{k}|{attempt}") for k in waiting]
@@ -203,9 +247,22 @@ def _chosen(
                 pool = replace(wish, groups=tuple(pools[k]))
                 raise refuse_size(pool, num_atoms or [], model.occupation.max_atoms)
             drawn[k] = _chosen_of(template)
-            if wish.allow_supergroup or has_own_group(template.positions, template.species):
+            if not wish.admits(drawn[k]):
+                continue
+            if likely is None:
                 chosen[k] = drawn[k]
+                continue
+            # The same group: else those with many known compounds would crowd out the others.
+            pools[k] = [drawn[k].group]
+            point = stable_hash(f"likely|{name}|{k}|{attempt}") / 2**63
+            able, likeness, taken = likely.judge(drawn[k], point)
+            if taken:
+                chosen[k] = able
+            elif k not in second or likeness > second[k][1]:
+                second[k] = able, likeness
         waiting = [k for k in waiting if k not in chosen]
+    chosen |= {k: second[k][0] for k in waiting if k in second}
+    waiting = [k for k in waiting if k not in chosen]
     combined: dict[int, None] = {}
     for k in waiting:
         group = drawn[k].group

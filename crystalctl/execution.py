@@ -304,6 +304,7 @@ def _draw(
             batch_size=options.batch_size,
             first_tile=first_tile,
             composer=None if part.composer is None else part.composer.model,
+            likely=part.likely,
             processes=Processes(options.jobs, part.loaded.name, part.loaded.meta["task"], cluster),
             on_progress=on_progress,
         )

@@ -21,6 +21,7 @@ from crystalctl.selection import choose_beside, choose_weights
 
 if TYPE_CHECKING:
     from crystalctl.checkpoint import LoadedModel
+    from crystalctl.composing import Likely
     from crystalctl.data.statistics import Statistics
     from crystalctl.templating import Symmetry, TemplateSource
 
@@ -39,11 +40,13 @@ another."""
 
 @dataclass(frozen=True)
 class Part:
-    """What one model draws; ``composer``: another model, whose templates they are."""
+    """What one model draws; ``composer``: another model, whose templates they are, and ``likely``:
+    how these were chosen."""
 
     loaded: LoadedModel
     samples: list[Sample]
     composer: LoadedModel | None = None
+    likely: Likely | None = None
 
     @property
     def family(self) -> str:
@@ -98,17 +101,18 @@ def plan_formulas(
 
 
 def plan_composed_parts(
-    loaded: LoadedModel, load: Load | None, samples: list[Sample]
+    loaded: LoadedModel, load: Load | None, samples: list[Sample], likely: Likely | None
 ) -> list[Part]:
     """The parts of a generation whose templates ``loaded`` composed, if it does.
 
-    The default weights that predict within templates draw the structures; what lacks its elements,
-    or has some that they do not know, stays with ``loaded``, and everything without ``load``.
+    The default weights that predict within templates draw the structures, from prototypes where
+    there are; what lacks its elements, or has some that they do not know, stays with ``loaded``,
+    and everything without ``load``.
     """
     from crystalctl.composing import knows_templates
 
     if load is None or not knows_templates(loaded.model):
-        return [Part(loaded, samples)]
+        return [Part(loaded, samples, likely=likely)]
     drawing = load(choose_weights("predict", WITHIN, None, None), task="predict")
     known = frozenset(statistics_of(drawing).elements)
     given: list[Sample] = []
@@ -116,11 +120,11 @@ def plan_composed_parts(
     for sample in samples:
         template = sample.template
         if template is not None and template.species and known.issuperset(template.species):
-            named = replace(template, source=family_of(loaded))
+            named = replace(template.likeliest, source=family_of(loaded))
             given.append(replace(sample, template=named))
         else:
             others.append(sample)
-    parts = [Part(drawing, given, composer=loaded), Part(loaded, others)]
+    parts = [Part(drawing, given, loaded, likely), Part(loaded, others, likely=likely)]
     return [part for part in parts if part.samples]
 
 

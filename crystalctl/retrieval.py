@@ -131,8 +131,7 @@ class Memory:
                     return Memory._of_dataset(path, cost)
                 if header.get("version") not in {str(v) for v in (*OLDER, FORMAT_VERSION)}:
                     raise ValueError(f"format {header.get('version')}, not {FORMAT_VERSION}")
-                names = list(handle.keys())
-                raw: dict[str, Any] = {name: handle.get_tensor(name) for name in names}
+                raw: dict[str, Any] = {k: handle.get_tensor(k) for k in list(handle.keys())}
         except (SafetensorError, ValueError, OSError) as error:
             raise DataError(
                 f"{path} holds no templates ({error})",
@@ -161,7 +160,7 @@ class Memory:
         return np.cumsum(self.n_orbits)
 
     @cached_property
-    def _elements(self) -> tuple[Ints, Ints, Ints]:
+    def elements(self) -> tuple[Ints, Ints, Ints]:
         """The elements of each structure, by their atoms in the primitive cell and atomic number.
 
         Returns where those of a structure begin (N + 1,), and of each its atoms and atomic number.
@@ -179,7 +178,7 @@ class Memory:
     @cached_property
     def by_counts(self) -> dict[tuple[int, ...], list[int]]:
         """Atoms of each element, primitive cell, sorted -> the structures that have them."""
-        first, atoms, _ = self._elements
+        first, atoms, _ = self.elements
         found: dict[tuple[int, ...], list[int]] = defaultdict(list)
         counts = atoms.tolist()
         for structure, (start, end) in enumerate(pairwise(first.tolist())):
@@ -188,15 +187,20 @@ class Memory:
 
     def entries(self, counts: tuple[int, ...]) -> Iterator[Entry]:
         """The structures with so many atoms of their elements, in the primitive cell and sorted."""
-        first, _, elements = self._elements
-        for i in self.by_counts.get(counts, []):
-            here = slice(int(self._ends[i] - self.n_orbits[i]), int(self._ends[i]))
-            order = tuple(elements[first[i] : first[i + 1]].tolist())
-            weight = 1.0 if self.weight is None else float(self.weight[i])
-            number = -1 if self.prototypes is None else int(self.prototypes.which[i])
-            yield Entry(
-                int(self.group[i]), order, self.rows[here], self.species[here], weight, number
-            )
+        return map(self.entry, self.by_counts.get(counts, []))
+
+    def entry(self, i: int) -> Entry:
+        """The ``i``-th structure."""
+        first, _, elements = self.elements
+        here = slice(int(self._ends[i] - self.n_orbits[i]), int(self._ends[i]))
+        return Entry(
+            int(self.group[i]),
+            tuple(elements[first[i] : first[i + 1]].tolist()),
+            self.rows[here],
+            self.species[here],
+            1.0 if self.weight is None else float(self.weight[i]),
+            -1 if self.prototypes is None else int(self.prototypes.which[i]),
+        )
 
     def propose(
         self,
@@ -222,7 +226,7 @@ class Memory:
             ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
         )
         return [
-            (_written(votes[form], form, rows, _starts(self.prototypes, starts[form])), total)
+            (_written(votes[form], form, rows, starts_of(self.prototypes, starts[form])), total)
             for total, form in ranked[:n]
         ]
 
@@ -279,7 +283,7 @@ def _written(
     return replace(Chosen.of(best), starts=parts)
 
 
-def _starts(prototypes: Prototypes | None, votes: Mapping[Start, float]) -> tuple[Begun, ...]:
+def starts_of(prototypes: Prototypes | None, votes: Mapping[Start, float]) -> tuple[Begun, ...]:
     """The prototypes of a template, those with the most votes first; these are the parts."""
     found = []
     for (number, rows, species), vote in sorted(votes.items(), key=lambda x: (-x[1], x[0])):

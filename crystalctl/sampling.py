@@ -26,6 +26,7 @@ from crystalctl.tiles import tiles
 
 if TYPE_CHECKING:
     from crystalctl.chosen import Chosen
+    from crystalctl.composing import Likely
     from crystalctl.io.results import RunFolder
 
 REDRAWS = 3
@@ -110,6 +111,7 @@ def draw_exact(
     *,
     device: torch.device,
     composer: Any = None,
+    likely: Likely | None = None,
     first_tile: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **options: Any,
@@ -117,8 +119,8 @@ def draw_exact(
     """As ``draw``; samples of a prescribed group that are impossible or lack it are drawn again.
 
     Up to ``REDRAWS`` times, each with its own random stream, and from the second time on in another
-    template where the model, or the ``composer``, composed it; what is left then is set aside by
-    the ranking.
+    (``likely``) template where the model, or the ``composer``, composed it; what is left then is
+    set aside by the ranking.
     """
     first = first_tile
     found = draw(
@@ -133,7 +135,9 @@ def draw_exact(
             replace(s, key=f"{s.key}|again {attempt}", template=_anew(s.template)) for s in wrong
         ]
         if attempt > 1:
-            again = composed_anew(composer or model, again)
+            again = composed_anew(composer or model, again, likely)
+            if composer is not None:
+                again = [replace(s, template=s.template and s.template.likeliest) for s in again]
         new = draw(model, again, device=device, first_tile=first, **options)
         first += len(tiles(again, device.type))
         found.update(new)

@@ -93,10 +93,12 @@ def check_numbers(n: int, options: Options, most: int) -> None:
 COLDEST, HOTTEST = 0.01, 100.0
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ``InputError`` for a temperature out of range."""
+def check_composing(temperature: float, likeness: float | None) -> None:
+    """Raise ``InputError`` for a temperature or likeness out of range."""
     if not COLDEST <= temperature <= HOTTEST:
         raise InputError(f"--temperature is {temperature}", f"allowed: {COLDEST:g} to {HOTTEST:g}")
+    if likeness is not None and not 0 <= likeness <= 1:
+        raise InputError(f"--likeness is {likeness}", "allowed: 0 to 1")
 
 
 def check_steps(steps: int | None, config: Mapping[str, Any]) -> None:
@@ -129,4 +131,5 @@ _WORDS = {
     "space_group": "a space group",
     "property": "a property to aim at",
     "temperature": "a temperature",
+    "likeness": "a likeness to known compounds",
 }

@@ -17,6 +17,14 @@ Temperature = Annotated[
     float, typer.Option(help="Above 1: rarer groups, positions and elements are composed.")
 ]
 
+Likeness = Annotated[
+    float | None,
+    typer.Option(
+        help="0 to 1: new compositions as like known compounds as this; 0: any.",
+        show_default="0.3; 0 with --model or --weights",
+    ),
+]
+
 
 def generate(
     n: running.N = 20,
@@ -31,6 +39,7 @@ def generate(
     target: Annotated[str | None, typer.Option(help="Property to reach: band_gap=1.5.")] = None,
     strength: Strength = None,
     temperature: Temperature = 1.0,
+    likeness: Likeness = None,
     model: running.Model = None,
     weights: running.Weights = None,
     steps: running.Steps = None,

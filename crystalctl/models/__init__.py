@@ -63,7 +63,9 @@ FAMILIES: dict[str, Family] = {
     "sgequidiff": Family(
         target="crystalctl.models.sgequidiff:SGEquiDiff",
         title="SGEquiDiff",
-        accepts=frozenset({"composition", "n_atoms", "elements", "space_group", "temperature"}),
+        accepts=frozenset(
+            {"composition", "n_atoms", "elements", "space_group", "temperature", "likeness"}
+        ),
         tasks=("predict", "generate"),
         paper="arXiv:2505.10994",
         symmetric=True,

@@ -54,6 +54,8 @@ REFUSED = {
     "strength": (["--minimize", "e", "--strength", "-1"], "--strength is -1"),
     "strength alone": (["--strength", "2"], "--strength without a goal"),
     "cold": (["--temperature", "1e-39"], "--temperature is 1e-39"),
+    "likeness": (["--likeness", "1.1"], "--likeness is 1.1"),
+    "not composed": (["--model", "symat", "--likeness", "0"], "symat cannot take a likeness"),
     "idle": (["--no-relax", "--hull", "x.jsonl"], "--no-relax leaves --hull without use"),
     "letters alone": (["--wyckoff", "4a"], "--wyckoff needs the group"),
 }

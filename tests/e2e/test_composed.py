@@ -11,8 +11,10 @@ from crystalctl import checkpoint, generate, sampling
 from crystalctl.errors import InputError
 from crystalctl.io.results import RunFolder
 from crystalctl.io.structures import read_extxyz
+from crystalctl.precedents import Precedent, Precedents
+from crystalctl.retrieval import Memory
 
-REQUEST = {"n": 12, "seed": 3, "steps": 8, "jobs": 1}
+REQUEST = {"n": 12, "seed": 3, "steps": 8, "jobs": 1, "likeness": 0}
 BOTH = "diffcsp_pp:sgequidiff"
 
 
@@ -37,9 +39,9 @@ def test_one_model_composes_and_the_other_draws(whole) -> None:
     assert list(manifest["request"]["weights_sha256"].values()) == [
         shipped[name] for name in manifest["weights"]
     ]
-    alone = generate(**REQUEST, model="sgequidiff")
+    alone = generate(**REQUEST | {"likeness": None}, model="sgequidiff")
     assert not whole.set_aside
-    # The composer's compositions, each in another cell.
+    # The composer's compositions, as nothing is asked of them, each in another cell.
     others = sum(alone.set_aside.values())
     shared = [f for f in compositions(alone) if f in compositions(whole)]
     assert len(shared) == REQUEST["n"] - others
@@ -65,6 +67,33 @@ def test_positions_without_elements_stay_with_the_composer(tmp_path) -> None:
     assert sources(found.folder) == {"sgequidiff"}
     named = generate(n=2, model="diffcsp_pp", spacegroup=225, steps=4, out=tmp_path / "named")
     assert sources(named.folder) == {"diffcsp_pp"}
+
+
+@pytest.mark.parametrize("model", [None, "sgequidiff"])
+def test_new_compositions_like_known_compounds(model, monkeypatch) -> None:
+    """None of them is among the known ones, and all have their like; any composition does not."""
+    precedents = Precedents(Memory.load(checkpoint.shipped_templates()))
+
+    def judged(**options) -> list[Precedent]:
+        found = []
+        draw = sampling.draw
+
+        def noted(model, samples, **rest):
+            found.extend(precedents.of(s.template) for s in samples)
+            return draw(model, samples, **rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "draw", noted)
+            generate(n=24, seed=5, steps=2, jobs=1, model=model, **options)
+        return found
+
+    def share(found: list[Precedent]) -> float:
+        return sum(one.likeness > 0.02 and not one.known for one in found) / len(found)
+
+    chosen, any_ = judged(likeness=1.0), judged(likeness=0.0)
+    assert share(chosen) > 0.75 > 0.6 > share(any_)
+    default = judged()
+    assert (share(default) > 0.75) == (model is None)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ ALLOWED = {
     "starts": {"symmetry"},
     "templating": {"errors", "crystal", "symmetry", "data", "chosen"},
     "retrieval": {"errors", "crystal", "symmetry", "data", "chosen", "starts", "io"},
+    "precedents": {"symmetry", "chosen", "retrieval"},
     "alignment": {"crystal", "symmetry", "diffusion"},
     "prototypes": {"crystal", "symmetry", "diffusion", "alignment", "starts", "retrieval"},
     "proposing": {"crystal", "symmetry", "chosen", "templating", "retrieval", "checkpoint"},

@@ -1,0 +1,219 @@
+"""What is known like a template, and the choice among composed ones by it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from crystalctl import composing
+from crystalctl.chosen import Begun, Chosen
+from crystalctl.composing import LOOKS, Likely, composed_anew, plan_composed
+from crystalctl.data.statistics import Statistics
+from crystalctl.precedents import Precedent, Precedents
+from crystalctl.retrieval import Memory, plain_cost
+from crystalctl.symmetry.normaliser import canonical_orbits, equivalent_orbits
+from crystalctl.symmetry.wyckoff import position_row
+from crystalctl.templating import parse_symmetry
+
+Sites = list[tuple[str, int]]
+HEUSLER: dict[str, Sites] = {
+    "Cu2MnAl": [("a", 13), ("b", 25), ("c", 29)],
+    "Ni2MnGa": [("a", 31), ("b", 25), ("c", 28)],
+    "Li2CdCa": [("a", 3), ("b", 48), ("c", 20)],
+}
+"""Full Heusler compounds; the last one's name is wrong by purpose: it is Ca2LiCd."""
+SALT: dict[str, Sites] = {"NaCl": [("a", 11), ("b", 17)], "KCl": [("b", 17), ("a", 19)]}
+
+
+def template(sites: Sites, group: int = 225) -> Chosen:
+    return Chosen.of([(position_row(group, letter), z) for letter, z in sites])
+
+
+def memory_of(*structures: Sites, weight: list[float] | None = None) -> Memory:
+    known = [template(sites) for sites in structures]
+    return Memory(
+        np.array([one.group for one in known]),
+        np.array([len(one.rows) for one in known]),
+        np.array([row for one in known for row in one.rows]),
+        np.array([z for one in known for z in one.species or ()]),
+        plain_cost(),
+        None if weight is None else np.array(weight),
+    )
+
+
+def by_hand(memory: Memory, wanted: Chosen) -> tuple[bool, float]:
+    """All that vote, one by one."""
+    form = canonical_orbits(zip(wanted.rows, wanted.species, strict=True))
+    points = {225: 4}[wanted.group]
+    multiplicity = {"a": 4, "b": 4, "c": 8}
+    letters = {position_row(225, letter): letter for letter in multiplicity}
+    composition: dict[int, int] = {}
+    for row, z in zip(wanted.rows, wanted.species, strict=True):
+        composition[z] = composition.get(z, 0) + multiplicity[letters[row]] // points
+    known, likeness = False, 0.0
+    for entry, swap, vote in memory._voters(composition, None, None):
+        there = [(r, swap[z]) for r, z in zip(entry.rows, entry.species, strict=True)]
+        if canonical_orbits(there) != form:
+            continue
+        if all(old == new for old, new in swap.items()):
+            known = True
+        else:
+            likeness = max(likeness, vote)
+    return known, likeness
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [
+        *HEUSLER.values(),
+        *SALT.values(),
+        [("a", 13), ("b", 25), ("c", 28)],
+        [("b", 13), ("a", 25), ("c", 28)],
+        [("a", 20), ("b", 48), ("c", 3)],
+        [("a", 29), ("b", 25), ("c", 13)],
+        [("a", 12), ("b", 8)],
+        [("a", 12), ("c", 9)],
+    ],
+)
+@pytest.mark.parametrize("weight", [None, [1.0, 0.2, 0.5, 0.9, 0.05]])
+def test_a_precedent_is_what_looking_at_everything_finds(sites, weight) -> None:
+    memory = memory_of(*HEUSLER.values(), *SALT.values(), weight=weight)
+    wanted = template(sites)
+    found = Precedents(memory).of(wanted)
+    assert (found.known, found.likeness) == pytest.approx(by_hand(memory, wanted))
+    assert found.starts == ()
+
+
+def test_known_is_a_compound_in_whatever_setting_and_no_other_of_its_elements() -> None:
+    precedents = Precedents(memory_of(*HEUSLER.values()))
+    assert precedents.of(template([("b", 13), ("a", 25), ("c", 29)])).known
+    assert not precedents.of(template([("a", 20), ("b", 48), ("c", 3)])).known
+    assert precedents.of(template([("a", 13), ("b", 25), ("c", 29)])).likeness < 1
+    assert Precedents(memory_of(*SALT.values())).of(template(HEUSLER["Cu2MnAl"])) == (False, 0, ())
+
+
+class Composer:
+    """Composes the templates of a list, one after the other for each sample."""
+
+    strength = SimpleNamespace(device="cpu")
+    occupation = SimpleNamespace(max_atoms=20)
+
+    def __init__(self, *templates: Chosen) -> None:
+        self.templates = templates
+        self.pools: list[list[int]] = []
+
+
+@pytest.fixture
+def compose(monkeypatch):
+    """Templates in turn, whatever the stream."""
+
+    def run(model, pools, streams, settings):
+        at = len(model.pools)
+        model.pools.append([list(pool) for pool in pools])
+        chosen = model.templates[at % len(model.templates)]
+        one = SimpleNamespace(
+            space_group=chosen.group,
+            positions=chosen.rows,
+            species=chosen.species,
+            cell=(4.0, 4.0, 4.0, 90.0, 90.0, 90.0),
+        )
+        return [one for _ in pools]
+
+    monkeypatch.setattr(composing, "_compose", run)
+
+
+def planned(model: Composer, likely: Likely | None, n: int = 1, **wish) -> list[Chosen]:
+    statistics = Statistics(max_atoms=20, elements=tuple(range(1, 90)))
+    samples, combined = plan_composed(model, n, statistics, wish.get("symmetry"), likely=likely)
+    assert not combined
+    return [sample.template for sample in samples]
+
+
+KNOWN = template(SALT["NaCl"])
+NEAR = template([("a", 11), ("b", 35)])
+FAR = template([("a", 92), ("b", 1)])
+NOTHING = template([("a", 12), ("c", 9)])
+
+
+@pytest.fixture
+def precedents() -> Precedents:
+    return Precedents(memory_of(*SALT.values()))
+
+
+def test_what_is_known_or_like_nothing_is_composed_again(compose, precedents) -> None:
+    model = Composer(KNOWN, NOTHING, FAR, NEAR)
+    assert planned(model, Likely(precedents, 0.3)) == [replace(NEAR, cell=(4.0,) * 3 + (90.0,) * 3)]
+    assert len(model.pools) == 4
+    # The first is drawn from all groups, those after it from its own.
+    assert [len(pools[0]) for pools in model.pools] == [230, 1, 1, 1]
+
+
+def test_any_composition_will_do_where_nothing_is_asked_of_it(compose, precedents) -> None:
+    for likely in (None, Likely(precedents, 0.0)):
+        model = Composer(NOTHING, NEAR)
+        assert planned(model, likely)[0].rows == NOTHING.rows
+        assert len(model.pools) == 1
+
+
+def test_where_nothing_is_taken_the_most_alike_is(compose, precedents) -> None:
+    model = Composer(NOTHING, KNOWN)
+    assert planned(model, Likely(precedents, 0.3))[0].species == KNOWN.species
+    assert len(model.pools) == LOOKS
+
+
+def test_one_is_taken_as_often_as_it_is_alike(compose, precedents) -> None:
+    """Half as alike as wanted: one in two."""
+    likeness = precedents.of(NEAR).likeness
+    assert likeness == pytest.approx(math.exp(-1 / 6), abs=0.1)
+    rival = replace(NEAR, species=(11, 53))
+    model = Composer(NEAR, rival)
+    likely = Likely(SimpleNamespace(of=lambda t: Precedent(False, 0.2, ())), 0.4)
+    found = planned(model, likely, n=400)
+    # Taken at the first, third, ... look: 2 of 3.
+    assert sum(one.species == NEAR.species for one in found) / 400 == pytest.approx(2 / 3, abs=0.07)
+
+
+def test_a_wish_for_groups_is_kept(compose, precedents) -> None:
+    model = Composer(NEAR)
+    planned(model, Likely(precedents, 0.3), symmetry=parse_symmetry([225], None))
+    assert model.pools[0] == [[225]]
+
+
+def test_the_prototype_of_the_most_alike_comes_with_the_template(compose) -> None:
+    begun = Begun(NEAR.rows, NEAR.species, (0.0,) * 12, 1.0)
+    likely = Likely(SimpleNamespace(of=lambda t: Precedent(False, 1.0, (begun,))), 0.3)
+    (found,) = planned(Composer(NEAR), likely)
+    assert found.start is None
+    assert found.likeliest.start == begun.start
+    assert found.likeliest.cell == found.cell
+
+
+def test_what_is_composed_anew_is_the_most_alike(monkeypatch, precedents) -> None:
+    templates = [NOTHING, KNOWN, FAR, NEAR] * 2
+
+    def run(model, pools, streams, settings):
+        return [
+            SimpleNamespace(
+                space_group=t.group, positions=t.rows, species=t.species, cell=(4.0,) * 6
+            )
+            for t in templates
+        ]
+
+    monkeypatch.setattr(composing, "_compose", run)
+    model = SimpleNamespace(compose=None)
+    old = composing.Sample(1, "k", "l", 2, 0, template=replace(FAR, cell=(4.0,) * 6))
+    (plain,) = composed_anew(model, [old])
+    assert plain.template.rows == NOTHING.rows
+    (chosen,) = composed_anew(model, [old], Likely(precedents, 0.3))
+    assert chosen.template.species == NEAR.species
+    (first,) = composed_anew(model, [old], Likely(precedents, 0.0))
+    assert first.template.species in (NEAR.species, KNOWN.species)
+
+
+def test_every_setting_has_the_same_precedent(precedents) -> None:
+    for orbits in equivalent_orbits(tuple(zip(NEAR.rows, NEAR.species, strict=True))):
+        assert precedents.of(Chosen.of(orbits)) == precedents.of(NEAR)
