@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crystalctl.chosen import Begun, Chosen
-from crystalctl.retrieval import Ints, Memory, Start, same_counts, starts_of
+from crystalctl.retrieval import Ints, Memory, Sizes, Start, same_counts, starts_of
 from crystalctl.symmetry.assignments import atoms_of
 from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
 
@@ -55,7 +55,7 @@ class Precedents:
         same = (theirs == wanted).all(1)
         form = canonical_orbits(zip(chosen.rows, chosen.species, strict=True))
         known, likeness = False, 0.0
-        starts: dict[Start, float] = {}
+        starts: dict[Start, Sizes] = {}
         # The most alike first: what comes later is looked at only for what is still missing.
         for i in np.argsort(-votes, kind="stable").tolist():
             if starts and (known if same[i] else likeness):
@@ -70,7 +70,10 @@ class Precedents:
             else:
                 likeness = max(likeness, float(votes[i]))
             if entry.prototype >= 0 and not starts:
-                starts[entry.prototype, tuple(there), tuple(species)] = float(votes[i])
+                assert memory.prototypes is not None
+                of_it = memory.prototypes.which[alike] == entry.prototype
+                sizes = zip(votes[of_it], memory.prototypes.size[alike[of_it]], strict=True)
+                starts[entry.prototype, tuple(there), tuple(species)] = list(sizes)
         return Precedent(known, likeness, starts_of(memory.prototypes, starts))
 
     def _alike(self, counts: tuple[int, ...], group: int, rows: Sequence[int]) -> Ints:

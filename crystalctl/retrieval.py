@@ -40,17 +40,21 @@ SOFTNESS = 0.08
 UNKNOWN = 0.5
 """Weight of a structure without energy where others have one."""
 KIND = "templates"
-FORMAT_VERSION = 3
-OLDER = {2}
-"""The same without prototypes."""
+FORMAT_VERSION = 4
+OLDER = {2, 3}
+"""The same without prototypes, or without the sizes of their structures."""
+_LEAST_VOTE = 1e-12
+"""Where all votes are next to nothing."""
 Ints = NDArray[np.int64]
 Start = tuple[int, tuple[int, ...], tuple[int, ...]]
 """A prototype, its positions, and the elements on them."""
+Sizes = list[tuple[float, float]]
+"""Vote and size of structures."""
 
 
 class Entry(NamedTuple):
-    """One structure: its elements by number of atoms, its orbits, the weight of its vote, and the
-    number of its prototype, -1 = none."""
+    """One structure: its elements by number of atoms, its orbits, the weight of its vote, the
+    number of its prototype, -1 = none, and its size, as of ``Prototypes``."""
 
     group: int
     elements: tuple[int, ...]
@@ -58,6 +62,7 @@ class Entry(NamedTuple):
     species: Ints
     weight: float
     prototype: int
+    size: float
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,8 @@ class Memory:
             "species": self.species.astype(np.uint8),
             "cost": self.cost.astype(np.float16),
         }
-        if self.weight is not None:
-            tensors["weight"] = self.weight.astype(np.float16)
-        if self.prototypes is not None:
-            tensors |= self.prototypes.tensors()
+        tensors |= {} if self.weight is None else {"weight": self.weight.astype(np.float16)}
+        tensors |= {} if self.prototypes is None else self.prototypes.tensors()
         header = {"kind": KIND, "version": str(FORMAT_VERSION)}
         write_atomic(path, save(tensors, header))
 
@@ -138,10 +141,11 @@ class Memory:
                 "use a file made by: crystalctl data prepare",
             ) from error
         prototypes = Prototypes.from_tensors(raw)
-        real = {"cost", "weight"}
-        kinds = {k: np.float64 if k in real else np.int64 for k in raw}
-        plain = {k: v.astype(kinds[k]) for k, v in raw.items()}
-        return Memory(**plain, prototypes=prototypes)
+        real = {
+            name: raw.pop(name).astype(np.float64) for name in ("cost", "weight") if name in raw
+        }
+        whole = {name: values.astype(np.int64) for name, values in raw.items()}
+        return Memory(**whole, **real, prototypes=prototypes)
 
     @staticmethod
     def _of_dataset(path: Path, cost: NDArray[np.float64] | None) -> Memory:
@@ -200,6 +204,7 @@ class Memory:
             self.species[here],
             1.0 if self.weight is None else float(self.weight[i]),
             -1 if self.prototypes is None else int(self.prototypes.which[i]),
+            0.0 if self.prototypes is None else float(self.prototypes.size[i]),
         )
 
     def propose(
@@ -213,21 +218,21 @@ class Memory:
         """As ``TemplateSource`` says."""
         # Canonical template -> its descriptions in the data, with the votes for each.
         votes: dict[Orbits, dict[Orbits, float]] = defaultdict(lambda: defaultdict(float))
-        # Canonical template -> prototype, and the elements on its orbits -> the votes for it.
-        starts: dict[Orbits, dict[Start, float]] = defaultdict(lambda: defaultdict(float))
+        # Canonical template -> prototype, and the elements on its orbits -> who votes for it.
+        starts: dict[Orbits, dict[Start, Sizes]] = defaultdict(lambda: defaultdict(list))
         for entry, swap, vote in self._voters(composition, groups, rows):
             there, species = entry.rows.tolist(), [swap[z] for z in entry.species.tolist()]
             pairs = tuple(sorted(zip(there, species, strict=True)))
             form = canonical_orbits(pairs)
             votes[form][pairs] += vote
             if entry.prototype >= 0 and (rows is None or sorted(rows) == sorted(there)):
-                starts[form][entry.prototype, tuple(there), tuple(species)] += vote
-        ranked = sorted(
-            ((sum(v.values()), o) for o, v in votes.items()), key=lambda x: (-x[0], x[1])
-        )
+                start = entry.prototype, tuple(there), tuple(species)
+                starts[form][start].append((vote, entry.size))
+        totals = {form: sum(v.values()) for form, v in votes.items()}
+        ranked = sorted(totals.items(), key=lambda x: (-x[1], x[0]))
         return [
             (_written(votes[form], form, rows, starts_of(self.prototypes, starts[form])), total)
-            for total, form in ranked[:n]
+            for form, total in ranked[:n]
         ]
 
     def evidence(
@@ -283,16 +288,23 @@ def _written(
     return replace(Chosen.of(best), starts=parts)
 
 
-def starts_of(prototypes: Prototypes | None, votes: Mapping[Start, float]) -> tuple[Begun, ...]:
-    """The prototypes of a template, those with the most votes first; these are the parts."""
+def starts_of(prototypes: Prototypes | None, voters: Mapping[Start, Sizes]) -> tuple[Begun, ...]:
+    """The prototypes of a template, those with the most votes first; these are the parts.
+
+    Each is as large as those that voted for it are, the more alike the more.
+    """
     found = []
-    for (number, rows, species), vote in sorted(votes.items(), key=lambda x: (-x[1], x[0])):
+    for (number, rows, species), voted in voters.items():
         assert prototypes is not None
         order = sorted(range(len(rows)), key=lambda i: (rows[i], species[i]))
-        start = prototypes.start(number, rows, species, order)
+        votes, sizes = np.array(voted).T
+        size = float(np.average(sizes, weights=votes + _LEAST_VOTE))
+        start = prototypes.start(number, rows, species, size=size, order=order)
         sites = [(rows[i], species[i]) for i in order]
-        found.append(Begun(tuple(r for r, _ in sites), tuple(z for _, z in sites), start, vote))
-    return tuple(found)
+        total = float(votes.sum())
+        begun = Begun(tuple(r for r, _ in sites), tuple(z for _, z in sites), start, total)
+        found.append((-total, (number, rows, species), begun))
+    return tuple(begun for _, _, begun in sorted(found, key=lambda x: x[:2]))
 
 
 def _weight(energy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -209,5 +209,6 @@ def test_accepts_tasks_and_settings_are_declared(family, task, settings):
         "elements",
         "property",
         "temperature",
+        "likeness",
     }
     assert row.paper.startswith("arXiv:")
