@@ -154,6 +154,8 @@ def _plan_within(
 
     likely = _likely(likeness, options.automatic) if knows_templates(loaded.model) else None
     statistics = statistics_of(loaded)
+    if likely is not None and options.on_progress is not None:
+        wish["on_progress"] = options.on_progress
     samples, note = plan_within(
         loaded.model, n, statistics, symmetry, seed=options.seed, likely=likely, **wish
     )

@@ -7,7 +7,7 @@ what the model brings.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -25,8 +25,9 @@ from crystalctl.templating import MOST_ASSIGNMENTS, Symmetry, draw_positions, na
 
 TRIES = 8
 """How often a template that cannot have its group is drawn anew."""
-LOOKS = 32
-"""The same where templates are chosen by their likeness: one in twelve is taken on average."""
+LOOKS = 64
+"""The same where templates are chosen by their likeness: one in twenty is taken on average."""
+OnProgress = Callable[[str, int, int], None]
 LIKENESS = 0.3
 """Wanted where nobody says otherwise."""
 ANY = tuple(range(1, 231))
@@ -108,6 +109,7 @@ def plan_within(
     temperature: float,
     seed: int,
     likely: Likely | None = None,
+    on_progress: OnProgress = lambda stage, done, total: None,
 ) -> tuple[list[Sample], str]:
     """Samples within groups, of the model's templates or of the training data's, and a note.
 
@@ -125,6 +127,7 @@ def plan_within(
             temperature=temperature,
             seed=seed,
             likely=likely,
+            on_progress=on_progress,
         )
     else:
         why, wish = "no training structure fits in", symmetry
@@ -151,6 +154,7 @@ def plan_composed(
     temperature: float = 1.0,
     seed: int = 0,
     likely: Likely | None = None,
+    on_progress: OnProgress = lambda stage, done, total: None,
 ) -> tuple[list[Sample], list[int]]:
     """The samples of a generation with templates that the model composes.
 
@@ -164,7 +168,7 @@ def plan_composed(
     wish = symmetry or Symmetry(ANY, (ANY,), allow_supergroup=True)
     name = f"{wish.plain()}|{num_atoms}|{sorted(elements or ())}|{temperature}|{seed}"
     settings = {"temperature": temperature, "elements": elements, "sizes": num_atoms}
-    chosen, combined = _chosen(model, n, wish, name, settings, likely)
+    chosen, combined = _chosen(model, n, wish, name, settings, likely, on_progress)
     label = name_of(dict.fromkeys(sorted(elements or ()), 1))
     samples = [
         Sample(
@@ -222,6 +226,7 @@ def _chosen(
     name: str,
     settings: Mapping[str, Any],
     likely: Likely | None,
+    on_progress: OnProgress,
 ) -> tuple[list[Chosen], list[int]]:
     """A template for each sample, and the groups where positions were combined freely."""
     num_atoms: Sequence[int] | None = settings["sizes"]
@@ -261,8 +266,10 @@ def _chosen(
             elif k not in second or likeness > second[k][1]:
                 second[k] = able, likeness
         waiting = [k for k in waiting if k not in chosen]
+        on_progress("composing", n - len(waiting), n)
     chosen |= {k: second[k][0] for k in waiting if k in second}
     waiting = [k for k in waiting if k not in chosen]
+    on_progress("composing", n, n)
     combined: dict[int, None] = {}
     for k in waiting:
         group = drawn[k].group

@@ -217,3 +217,18 @@ def test_what_is_composed_anew_is_the_most_alike(monkeypatch, precedents) -> Non
 def test_every_setting_has_the_same_precedent(precedents) -> None:
     for orbits in equivalent_orbits(tuple(zip(NEAR.rows, NEAR.species, strict=True))):
         assert precedents.of(Chosen.of(orbits)) == precedents.of(NEAR)
+
+
+def test_the_user_sees_how_many_are_composed(compose, precedents) -> None:
+    seen: list[tuple[str, int, int]] = []
+    statistics = Statistics(max_atoms=20, elements=tuple(range(1, 90)))
+    plan_composed(
+        Composer(NOTHING, KNOWN, NEAR),
+        2,
+        statistics,
+        None,
+        likely=Likely(precedents, 0.3),
+        on_progress=lambda *step: seen.append(step),
+    )
+    assert seen[0] == ("composing", 0, 2)
+    assert seen[-1] == ("composing", 2, 2)
