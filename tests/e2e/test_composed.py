@@ -35,7 +35,7 @@ def test_one_model_composes_and_the_other_draws(whole) -> None:
     assert sources(whole.folder) == {BOTH}
     manifest = json.loads((whole.folder / "manifest.json").read_text())
     shipped = {row["name"]: row["sha256"] for row in checkpoint.available()}
-    assert manifest["weights"] == ["diffcsp-pp-mp", "sgequidiff-mp20"]
+    assert manifest["weights"] == ["diffcsp-pp-mp", "sgequidiff-mp"]
     assert list(manifest["request"]["weights_sha256"].values()) == [
         shipped[name] for name in manifest["weights"]
     ]
