@@ -17,6 +17,8 @@ from crystalctl.crystal.batch import Crystals, Target, Template
 from crystalctl.data.standard import Standard, from_anchors
 from crystalctl.diffusion.lattice_coords import from_family6, to_family6
 from crystalctl.errors import InputError
+from crystalctl.models import diffcsp_pp
+from crystalctl.models.diffcsp_pp import SCALE
 from crystalctl.planning import Sample
 from crystalctl.prototypes import find_prototypes, with_prototypes
 from crystalctl.retrieval import Memory
@@ -360,6 +362,22 @@ def test_drawing_begins_at_the_structure() -> None:
     )
     gap = free.frac - crystals.frac
     assert (gap - gap.round()).abs().max() > 0.1
+
+
+def test_the_volume_is_the_mean_of_the_drawn_one_and_the_known_one(monkeypatch) -> None:
+    targets, crystals = begun_targets()
+    model = tiny_model("diffcsp_pp", "predict", crystals, n_steps=100)
+    bigger = 0.3
+
+    def drawn(*args, start, **options):
+        volume = start["lattice"][:, 5:] + bigger / math.sqrt(3) / SCALE[5]
+        lattice = torch.cat([start["lattice"][:, :5], volume], 1)
+        return {"frac": start["frac"], "species": options["held"]["species"], "lattice": lattice}
+
+    monkeypatch.setattr(diffcsp_pp, "reverse", drawn)
+    found = model.sample(targets, noise_for(len(targets)))
+    ratio = found.lattice.double().det() / crystals.lattice.double().det()
+    assert torch.allclose(ratio.log(), torch.full_like(ratio, bigger / 2), atol=1e-4)
 
 
 def test_a_batch_of_both_kinds_is_what_each_is_alone() -> None:
