@@ -213,7 +213,8 @@ def composed_anew(
             _chosen_of(t) for t in drawn if t is not None and has_own_group(t.positions, t.species)
         ]
         if able and likely is not None:
-            able = [max((likely.judge(t, 0.0) for t in able), key=lambda x: (x[2], x[1]))[0]]
+            judged = [likely.judge(t, 0.0) for t in able]
+            able = [max(judged, key=lambda x: (x[2], x[1]) if likely.wanted else ())[0]]
         if able:
             found[i] = replace(sample, template=able[0], n_atoms=able[0].n_atoms)
     return found
