@@ -29,7 +29,7 @@ ONE_IN = 10
 """Of so many samples of a formula one is drawn free of symmetry, where nobody named a model."""
 FREE_VOTES = 0.02
 """Votes of all free samples of a formula together, as a part of those for its templates. Assumed,
-not fitted: 22 % of free samples are the true structure (weights/README.md), but none of 246
+not fitted: 22 % of free samples are the true structure (weights/README.md), but none of 300
 formulas was found by them alone (docs/guide/predict.md), so they must not displace others."""
 WITHIN = {"composition", "space_group"}
 """What a model must accept to predict within templates."""
