@@ -344,26 +344,20 @@ def run_driver(folder: Path, launcher: list[str], **values: Any) -> subprocess.C
     )
 
 
-def test_two_processes_train_what_one_does(data, tmp_path):
-    """Both tasks in one launch: starting torchrun takes longer than training."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+@pytest.mark.parametrize("task", ["predict", "generate"])
+def test_two_processes_train_what_one_does(data, tmp_path, task):
     # Without clipping, or the moments in the state would not show gradients of the wrong size.
-    more = {"epochs": 2, "lr": 1e-4, "chunk_edges": 5, "ema": 0.9, "clip_norm": 0.0}
-    predict, generate = settings("predict", **more), settings("generate", **more)
-    other = str(tmp_path / "two-predict")
-    first = f"""train("diffcsp", data=Path({str(data)!r}), out=Path({other!r}),
-        settings={predict!r}, device="cpu")"""
-    values = {"data": str(data), "out": str(tmp_path / "two-generate"), "settings": generate}
-    done = run_driver(tmp_path, launcher, head=first, **values)
+    chosen = settings(task, epochs=2, lr=1e-4, chunk_edges=5, ema=0.9, clip_norm=0.0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train("diffcsp", data=data, out=one, settings=chosen)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = run_driver(tmp_path, launcher, data=str(data), out=str(two), settings=chosen)
     assert done.returncode == 0, done.stderr[-3000:]
-    for task, chosen in (("predict", predict), ("generate", generate)):
-        one, two = tmp_path / f"one-{task}", tmp_path / f"two-{task}"
-        train("diffcsp", data=data, out=one, settings=chosen)
-        for a, b in zip(records(one), records(two), strict=True):
-            assert a == pytest.approx(b, rel=1e-4)
-        first_state, second = read_file(one / STATE)[1], read_file(two / STATE)[1]
-        for name, tensor in first_state.items():
-            assert torch.allclose(tensor, second[name], atol=1e-5, rtol=1e-3), name
+    for a, b in zip(records(one), records(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    first, second = read_file(one / STATE)[1], read_file(two / STATE)[1]
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], atol=1e-5, rtol=1e-3), name
 
 
 def test_torchrun_begins_a_killed_process_again_from_the_last_state(data, tmp_path):
