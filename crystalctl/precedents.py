@@ -18,6 +18,10 @@ from crystalctl.retrieval import Ints, Memory, Sizes, Start, same_counts, starts
 from crystalctl.symmetry.assignments import atoms_of
 from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
 
+SPARSE = 4.6
+"""Size (``Prototypes``) above which atoms are too far apart for a crystal: databases hold some
+thousand such cells, nearly all of one kind (Immm), with a gap from 3.8 to 5.2 before them."""
+
 
 class Precedent(NamedTuple):
     """Of one template with elements.
@@ -77,14 +81,14 @@ class Precedents:
         return Precedent(known, likeness, starts_of(memory.prototypes, starts))
 
     def _alike(self, counts: tuple[int, ...], group: int, rows: Sequence[int]) -> Ints:
-        """The structures with so many atoms of their elements on positions like ``rows``."""
+        """The crystals with so many atoms of their elements on positions like ``rows``."""
         memory = self.memory
         if (counts, group) not in self._by_positions:
             kinds: dict[Orbits, list[int]] = defaultdict(list)
             for i in memory.by_counts.get(counts, []):
-                if memory.group[i] == group:
-                    there = memory.entry(i).rows.tolist()
-                    kinds[canonical_orbits((row, 1) for row in there)].append(i)
+                entry = memory.entry(i)
+                if entry.group == group and entry.size <= SPARSE:
+                    kinds[canonical_orbits((row, 1) for row in entry.rows.tolist())].append(i)
             found = {form: np.array(structures) for form, structures in kinds.items()}
             self._by_positions[counts, group] = found
         form = canonical_orbits((row, 1) for row in rows)

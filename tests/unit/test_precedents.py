@@ -15,6 +15,7 @@ from crystalctl.composing import LOOKS, Likely, composed_anew, plan_composed
 from crystalctl.data.statistics import Statistics
 from crystalctl.precedents import Precedent, Precedents
 from crystalctl.retrieval import Memory, plain_cost
+from crystalctl.starts import Prototypes
 from crystalctl.symmetry.normaliser import canonical_orbits, equivalent_orbits
 from crystalctl.symmetry.wyckoff import position_row
 from crystalctl.templating import parse_symmetry
@@ -212,6 +213,20 @@ def test_what_is_composed_anew_is_the_most_alike(monkeypatch, precedents) -> Non
     assert chosen.template.species == NEAR.species
     (first,) = composed_anew(model, [old], Likely(precedents, 0.0))
     assert first.template.species == NOTHING.species
+
+
+def test_atoms_far_apart_are_no_precedent() -> None:
+    """Databases hold cells of separate atoms, with energies that are no reason to follow them."""
+    memory = memory_of(*SALT.values())
+    sizes = Prototypes(
+        np.array([-1, -1]),
+        np.array([5.6, 5.6]),
+        *(np.zeros(0), np.zeros((0, 3)), np.zeros((0, 5)), np.zeros(101), np.zeros((101, 2))),
+    )
+    assert Precedents(replace(memory, prototypes=sizes)).of(NEAR) == (False, 0.0, ())
+    dense = replace(sizes, size=np.array([5.6, 3.1]))
+    found = Precedents(replace(memory, prototypes=dense)).of(NEAR)
+    assert 0 < found.likeness < Precedents(memory).of(NEAR).likeness
 
 
 def test_every_setting_has_the_same_precedent(precedents) -> None:
