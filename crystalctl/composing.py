@@ -161,8 +161,7 @@ def plan_composed(
     The groups and systems asked for take turns; without a wish all groups are as likely as the
     model finds them. A template that cannot have its group exactly, or is not ``likely``, is drawn
     again; where no try has its group positions are combined freely: the second result names those
-    groups. Raises
-    ``InputError`` for sizes that no positions add up to.
+    groups. Raises ``InputError`` for sizes that no positions add up to.
     """
     check_elements(elements, statistics)
     wish = symmetry or Symmetry(ANY, (ANY,), allow_supergroup=True)

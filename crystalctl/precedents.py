@@ -20,7 +20,7 @@ from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
 
 SPARSE = 4.6
 """Size (``Prototypes``) above which atoms are too far apart for a crystal: databases hold some
-thousand such cells, nearly all of one kind (Immm), with a gap from 3.8 to 5.2 before them."""
+thousand such cells, nearly all of one kind (Immm) and above 5.2; most others are below 3.8."""
 
 
 class Precedent(NamedTuple):

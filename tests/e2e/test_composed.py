@@ -73,6 +73,7 @@ def test_positions_without_elements_stay_with_the_composer(tmp_path) -> None:
 def test_new_compositions_like_known_compounds(model, monkeypatch) -> None:
     """None of them is among the known ones, and all have their like; any composition does not."""
     precedents = Precedents(Memory.load(checkpoint.shipped_templates()))
+    begun: list[bool] = []
 
     def judged(**options) -> list[Precedent]:
         found = []
@@ -80,6 +81,7 @@ def test_new_compositions_like_known_compounds(model, monkeypatch) -> None:
 
         def noted(model, samples, **rest):
             found.extend(precedents.of(s.template) for s in samples)
+            begun.extend(s.template.start is not None for s in samples)
             return draw(model, samples, **rest)
 
         with monkeypatch.context() as patch:
@@ -92,6 +94,8 @@ def test_new_compositions_like_known_compounds(model, monkeypatch) -> None:
 
     chosen, any_ = judged(likeness=1.0), judged(likeness=0.0)
     assert share(chosen) > 0.75 > 0.6 > share(any_)
+    # Only the weights that predict begin at prototypes.
+    assert (sum(begun) > len(begun) / 2) if model is None else not any(begun)
     default = judged()
     assert (share(default) > 0.75) == (model is None)
 

@@ -20,6 +20,7 @@ from crystalctl.errors import InputError
 from crystalctl.models import diffcsp_pp
 from crystalctl.models.diffcsp_pp import SCALE
 from crystalctl.planning import Sample
+from crystalctl.precedents import Precedents
 from crystalctl.prototypes import find_prototypes, with_prototypes
 from crystalctl.retrieval import Memory
 from crystalctl.starts import Prototypes
@@ -192,6 +193,17 @@ def test_votes_lead_to_the_prototype_with_the_elements_asked_for(tmp_path) -> No
     place = dict(zip(begun.species, np.reshape(begun.start[6:], (2, 3)), strict=True))
     assert np.allclose(place[8], [0.306, 0.306, 0], atol=2e-5)
     assert np.allclose(place[44], 0, atol=2e-5)
+
+
+def test_the_precedent_of_a_composed_template_has_the_same_start() -> None:
+    memory = memory_of([rutile(z, other=z in (50, 25)) for z in RUTILE])
+    ((chosen, _),) = memory.propose({44: 2, 8: 4}, 9)
+    found = Precedents(memory).of(replace(chosen, starts=()))
+    ((begun,), (same,)) = found.starts, chosen.starts
+    assert (begun.rows, begun.species) == (same.rows, same.species)
+    assert begun.start == pytest.approx(same.start)
+    assert not found.known
+    assert Precedents(memory).of(replace(chosen, species=(22, 8), starts=())).known
 
 
 def test_each_element_stands_where_its_like_did() -> None:
