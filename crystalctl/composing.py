@@ -19,7 +19,7 @@ from crystalctl.errors import InputError
 from crystalctl.planning import Sample, check_elements, plan_symmetric, stable_hash
 from crystalctl.precedents import Precedents
 from crystalctl.symmetry.assignments import covers, describe, possible_atom_counts
-from crystalctl.symmetry.normaliser import canonical_orbits
+from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
 from crystalctl.symmetry.witness import has_own_group
 from crystalctl.templating import MOST_ASSIGNMENTS, Symmetry, draw_positions, names_of, refuse_size
 
@@ -27,6 +27,8 @@ TRIES = 8
 """How often a template that cannot have its group is drawn anew."""
 LOOKS = 64
 """The same where templates are chosen by their likeness: one in twenty is taken on average."""
+KEPT = 16
+"""How many of those not taken are kept, in case that none is."""
 OnProgress = Callable[[str, int, int], None]
 LIKENESS = 0.3
 """Wanted where nobody says otherwise."""
@@ -82,9 +84,9 @@ class Likely:
     """A choice among composed templates: new ones that are like known compounds.
 
     One is taken with the probability of its likeness (``Precedent``) over ``wanted``, and 1 above
-    that; what is known is not. Others follow in the same group; where ``LOOKS`` are in vain the
-    most alike of them is taken, known or not. With ``wanted`` = 0 the first is. Drawing begins at
-    the prototype of the most alike.
+    that; what is known, or an earlier sample has, is not. Others follow in the same group; where
+    ``LOOKS`` are in vain the most alike of them is taken, known or not. With ``wanted`` = 0 the
+    first is. Drawing begins at the prototype of the most alike.
     """
 
     precedents: Precedents
@@ -219,6 +221,56 @@ def composed_anew(
     return found
 
 
+class _Search:
+    """For the template of one sample, among those that are composed for it."""
+
+    def __init__(self, pool: Sequence[int], likely: Likely | None) -> None:
+        self.pool = pool
+        self.likely = likely
+        self.tries = 0
+        self.last: Chosen | None = None
+        # Those that were taken, and of the others the most alike, with their likeness; the same
+        # template with the same elements has one form in all settings.
+        self._able: list[tuple[Orbits, Chosen]] = []
+        self._others: list[tuple[float, Orbits, Chosen]] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether another try may be made."""
+        return self.tries < (TRIES if self.likely is None else LOOKS)
+
+    def see(self, drawn: Chosen, admitted: bool, point: float) -> None:
+        """One more try; ``admitted``: it can have its group. ``point`` as of ``Likely``."""
+        self.tries += 1
+        self.last = drawn
+        if not admitted:
+            return
+        assert drawn.species is not None
+        form = canonical_orbits(zip(drawn.rows, drawn.species, strict=True))
+        if self.likely is None:
+            self._able.append((form, drawn))
+            return
+        # The same group: else those with many known compounds would crowd out the others.
+        self.pool = [drawn.group]
+        able, likeness, taken = self.likely.judge(drawn, point)
+        if taken:
+            self._able.append((form, able))
+        elif all(form != other for _, other, _ in self._others):
+            found = [*self._others, (likeness, form, able)]
+            self._others = sorted(found, key=lambda x: -x[0])[:KEPT]
+
+    def choice(self, others: set[Orbits]) -> tuple[Orbits, Chosen] | None:
+        """What is chosen as far as is known by now; ``others``: what samples before this one have,
+        which is not taken again where templates are chosen by their likeness."""
+        if self.likely is None or not self.likely.wanted:
+            return self._able[0] if self._able else None
+        new = next((one for one in self._able if one[0] not in others), None)
+        if new is not None or self.open:
+            return new
+        rest = [*self._able, *((form, one) for _, form, one in self._others)]
+        return next((one for one in rest if one[0] not in others), rest[0] if rest else None)
+
+
 def _chosen(
     model: Any,
     n: int,
@@ -230,54 +282,52 @@ def _chosen(
 ) -> tuple[list[Chosen], list[int]]:
     """A template for each sample, and the groups where positions were combined freely."""
     num_atoms: Sequence[int] | None = settings["sizes"]
-    chosen: dict[int, Chosen] = {}
     if wish.rows is not None:
         template = Chosen(wish.groups[0], wish.rows)
         if num_atoms is not None and template.n_atoms not in num_atoms:
             raise refuse_size(wish, num_atoms, model.occupation.max_atoms)
         _refuse_one_element(wish, settings["elements"])
-        chosen = dict.fromkeys(range(n), template)
-    waiting = [k for k in range(n) if k not in chosen]
-    pools: dict[int, Sequence[int]] = {k: wish.pools[k % len(wish.pools)] for k in waiting}
-    drawn: dict[int, Chosen] = {}
-    # Of those that have their group but were not taken, the most alike.
-    second: dict[int, tuple[Chosen, float]] = {}
-    for attempt in range(TRIES if likely is None else LOOKS):
-        if not waiting:
-            break
-        streams = [stable_hash(f"compose|{name}|{k}|{attempt}") for k in waiting]
-        found = _compose(model, [pools[k] for k in waiting], streams, settings)
+        return [template] * n, []
+    searches = [_Search(wish.pools[k % len(wish.pools)], likely) for k in range(n)]
+    chosen = _chosen_now(searches)
+    while waiting := [k for k in range(n) if chosen[k] is None and searches[k].open]:
+        streams = [stable_hash(f"compose|{name}|{k}|{searches[k].tries}") for k in waiting]
+        found = _compose(model, [searches[k].pool for k in waiting], streams, settings)
         for k, template in zip(waiting, found, strict=True):
             if template is None:
-                pool = replace(wish, groups=tuple(pools[k]))
+                pool = replace(wish, groups=tuple(searches[k].pool))
                 raise refuse_size(pool, num_atoms or [], model.occupation.max_atoms)
-            drawn[k] = _chosen_of(template)
-            if not wish.admits(drawn[k]):
-                continue
-            if likely is None:
-                chosen[k] = drawn[k]
-                continue
-            # The same group: else those with many known compounds would crowd out the others.
-            pools[k] = [drawn[k].group]
-            point = stable_hash(f"likely|{name}|{k}|{attempt}") / 2**63
-            able, likeness, taken = likely.judge(drawn[k], point)
-            if taken:
-                chosen[k] = able
-            elif k not in second or likeness > second[k][1]:
-                second[k] = able, likeness
-        waiting = [k for k in waiting if k not in chosen]
-        on_progress("composing", n - len(waiting), n)
-    chosen |= {k: second[k][0] for k in waiting if k in second}
-    waiting = [k for k in waiting if k not in chosen]
+            point = stable_hash(f"likely|{name}|{k}|{searches[k].tries}") / 2**63
+            drawn = _chosen_of(template)
+            searches[k].see(drawn, wish.admits(drawn), point)
+        chosen = _chosen_now(searches)
+        on_progress("composing", sum(one is not None for one in chosen), n)
     on_progress("composing", n, n)
     combined: dict[int, None] = {}
-    for k in waiting:
-        group = drawn[k].group
-        draw = random.Random(f"compose|{name}|{k}")
-        sizes = num_atoms or possible_atom_counts(group, model.occupation.max_atoms)
-        chosen[k] = Chosen(group, draw_positions(group, sizes, draw))
-        combined[group] = None
-    return [chosen[k] for k in range(n)], list(combined)
+    done: list[Chosen] = []
+    for k, one in enumerate(chosen):
+        last = searches[k].last
+        assert last is not None
+        if one is None:
+            draw = random.Random(f"compose|{name}|{k}")
+            sizes = num_atoms or possible_atom_counts(last.group, model.occupation.max_atoms)
+            one = Chosen(last.group, draw_positions(last.group, sizes, draw))
+            combined[last.group] = None
+        done.append(one)
+    return done, list(combined)
+
+
+def _chosen_now(searches: Sequence[_Search]) -> list[Chosen | None]:
+    """What each has chosen so far: only what comes before it counts, so that more samples leave
+    the first as they are."""
+    forms: set[Orbits] = set()
+    found = []
+    for search in searches:
+        choice = search.choice(forms)
+        found.append(None if choice is None else choice[1])
+        if choice is not None:
+            forms.add(choice[0])
+    return found
 
 
 def _chosen_of(template: Any) -> Chosen:

@@ -129,7 +129,9 @@ def compose(monkeypatch):
 
 def planned(model: Composer, likely: Likely | None, n: int = 1, **wish) -> list[Chosen]:
     statistics = Statistics(max_atoms=20, elements=tuple(range(1, 90)))
-    samples, combined = plan_composed(model, n, statistics, wish.get("symmetry"), likely=likely)
+    samples, combined = plan_composed(
+        model, n, statistics, wish.get("symmetry"), likely=likely, seed=wish.get("seed", 0)
+    )
     assert not combined
     return [sample.template for sample in samples]
 
@@ -171,11 +173,46 @@ def test_one_is_taken_as_often_as_it_is_alike(compose, precedents) -> None:
     likeness = precedents.of(NEAR).likeness
     assert likeness == pytest.approx(math.exp(-1 / 6), abs=0.1)
     rival = replace(NEAR, species=(11, 53))
-    model = Composer(NEAR, rival)
     likely = Likely(SimpleNamespace(of=lambda t: Precedent(False, 0.2, ())), 0.4)
-    found = planned(model, likely, n=400)
+    found = [planned(Composer(NEAR, rival), likely, seed=seed)[0] for seed in range(400)]
     # Taken at the first, third, ... look: 2 of 3.
     assert sum(one.species == NEAR.species for one in found) / 400 == pytest.approx(2 / 3, abs=0.07)
+
+
+def in_turn(*composed: Chosen):
+    """Composes these in turn, for each sample from another one on."""
+
+    def run(model, pools, streams, settings):
+        return [
+            SimpleNamespace(
+                space_group=t.group, positions=t.rows, species=t.species, cell=(4.0,) * 6
+            )
+            for t in (composed[stream % len(composed)] for stream in streams)
+        ]
+
+    return run
+
+
+def test_what_an_earlier_sample_has_is_not_taken_again(monkeypatch, precedents) -> None:
+    others = [template([("a", 11), ("b", z)]) for z in (9, 35, 53)]
+    monkeypatch.setattr(composing, "_compose", in_turn(KNOWN, NOTHING, *others))
+    likely = Likely(precedents, 0.05)
+    few, more = (planned(Composer(), likely, n=n) for n in (2, 3))
+    assert {one.species for one in more} == {one.species for one in others}
+    # More samples leave the first as they are.
+    assert few == more[:2]
+    # Where all is taken, what is known comes, and then nothing is left but the same again.
+    species = [one.species for one in planned(Composer(), likely, n=7)]
+    assert species[:3] == [one.species for one in more]
+    assert species[3] == KNOWN.species
+    assert species[4] == NOTHING.species
+    assert set(species[5:]) <= {one.species for one in others}
+
+
+def test_the_model_alone_may_compose_the_same_again(monkeypatch, precedents) -> None:
+    monkeypatch.setattr(composing, "_compose", in_turn(NEAR))
+    for likely in (None, Likely(precedents, 0.0)):
+        assert [one.species for one in planned(Composer(), likely, n=3)] == [NEAR.species] * 3
 
 
 def test_a_wish_for_groups_is_kept(compose, precedents) -> None:
