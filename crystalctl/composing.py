@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from crystalctl.chosen import Chosen
 from crystalctl.crystal.elements import name_of
@@ -163,7 +163,8 @@ def plan_composed(
     The groups and systems asked for take turns; without a wish all groups are as likely as the
     model finds them. A template that cannot have its group exactly, or is not ``likely``, is drawn
     again; where no try has its group positions are combined freely: the second result names those
-    groups. Raises ``InputError`` for sizes that no positions add up to.
+    groups. ``votes`` of a sample is its likeness. Raises ``InputError`` for sizes that no positions
+    add up to.
     """
     check_elements(elements, statistics)
     wish = symmetry or Symmetry(ANY, (ANY,), allow_supergroup=True)
@@ -174,17 +175,18 @@ def plan_composed(
     samples = [
         Sample(
             k + 1,
-            f"generate:{replace(chosen[k], cell=None).key}:{label}",
+            f"generate:{replace(template, cell=None).key}:{label}",
             "generated",
-            chosen[k].n_atoms,
+            template.n_atoms,
             k,
             elements=elements,
-            template=chosen[k],
+            template=template,
+            votes=likeness,
             exact=not wish.allow_supergroup,
             temperature=temperature,
             sizes=None if num_atoms is None else tuple(num_atoms),
         )
-        for k in range(n)
+        for k, (template, likeness) in enumerate(chosen)
     ]
     return samples, combined
 
@@ -221,6 +223,15 @@ def composed_anew(
     return found
 
 
+class _Found(NamedTuple):
+    """A composed template, its likeness, and its form: the same with the same elements in all
+    settings."""
+
+    chosen: Chosen
+    likeness: float
+    form: Orbits
+
+
 class _Search:
     """For the template of one sample, among those that are composed for it."""
 
@@ -229,10 +240,9 @@ class _Search:
         self.likely = likely
         self.tries = 0
         self.last: Chosen | None = None
-        # Those that were taken, and of the others the most alike, with their likeness; the same
-        # template with the same elements has one form in all settings.
-        self._able: list[tuple[Orbits, Chosen]] = []
-        self._others: list[tuple[float, Orbits, Chosen]] = []
+        # Those that were taken, and of the others the most alike.
+        self._able: list[_Found] = []
+        self._others: list[_Found] = []
 
     @property
     def open(self) -> bool:
@@ -248,27 +258,27 @@ class _Search:
         assert drawn.species is not None
         form = canonical_orbits(zip(drawn.rows, drawn.species, strict=True))
         if self.likely is None:
-            self._able.append((form, drawn))
+            self._able.append(_Found(drawn, 0.0, form))
             return
         # The same group: else those with many known compounds would crowd out the others.
         self.pool = [drawn.group]
         able, likeness, taken = self.likely.judge(drawn, point)
         if taken:
-            self._able.append((form, able))
-        elif all(form != other for _, other, _ in self._others):
-            found = [*self._others, (likeness, form, able)]
-            self._others = sorted(found, key=lambda x: -x[0])[:KEPT]
+            self._able.append(_Found(able, likeness, form))
+        elif all(form != other.form for other in self._others):
+            found = [*self._others, _Found(able, likeness, form)]
+            self._others = sorted(found, key=lambda one: -one.likeness)[:KEPT]
 
-    def choice(self, others: set[Orbits]) -> tuple[Orbits, Chosen] | None:
+    def choice(self, others: set[Orbits]) -> _Found | None:
         """What is chosen as far as is known by now; ``others``: what samples before this one have,
         which is not taken again where templates are chosen by their likeness."""
         if self.likely is None or not self.likely.wanted:
             return self._able[0] if self._able else None
-        new = next((one for one in self._able if one[0] not in others), None)
+        new = next((one for one in self._able if one.form not in others), None)
         if new is not None or self.open:
             return new
-        rest = [*self._able, *((form, one) for _, form, one in self._others)]
-        return next((one for one in rest if one[0] not in others), rest[0] if rest else None)
+        rest = [*self._able, *self._others]
+        return next((one for one in rest if one.form not in others), rest[0] if rest else None)
 
 
 def _chosen(
@@ -279,15 +289,16 @@ def _chosen(
     settings: Mapping[str, Any],
     likely: Likely | None,
     on_progress: OnProgress,
-) -> tuple[list[Chosen], list[int]]:
-    """A template for each sample, and the groups where positions were combined freely."""
+) -> tuple[list[tuple[Chosen, float]], list[int]]:
+    """A template with its likeness for each sample, and the groups where positions were combined
+    freely."""
     num_atoms: Sequence[int] | None = settings["sizes"]
     if wish.rows is not None:
         template = Chosen(wish.groups[0], wish.rows)
         if num_atoms is not None and template.n_atoms not in num_atoms:
             raise refuse_size(wish, num_atoms, model.occupation.max_atoms)
         _refuse_one_element(wish, settings["elements"])
-        return [template] * n, []
+        return [(template, 0.0)] * n, []
     searches = [_Search(wish.pools[k % len(wish.pools)], likely) for k in range(n)]
     chosen = _chosen_now(searches)
     while waiting := [k for k in range(n) if chosen[k] is None and searches[k].open]:
@@ -304,29 +315,30 @@ def _chosen(
         on_progress("composing", sum(one is not None for one in chosen), n)
     on_progress("composing", n, n)
     combined: dict[int, None] = {}
-    done: list[Chosen] = []
+    done: list[tuple[Chosen, float]] = []
     for k, one in enumerate(chosen):
+        if one is not None:
+            done.append((one.chosen, one.likeness))
+            continue
         last = searches[k].last
         assert last is not None
-        if one is None:
-            draw = random.Random(f"compose|{name}|{k}")
-            sizes = num_atoms or possible_atom_counts(last.group, model.occupation.max_atoms)
-            one = Chosen(last.group, draw_positions(last.group, sizes, draw))
-            combined[last.group] = None
-        done.append(one)
+        draw = random.Random(f"compose|{name}|{k}")
+        sizes = num_atoms or possible_atom_counts(last.group, model.occupation.max_atoms)
+        done.append((Chosen(last.group, draw_positions(last.group, sizes, draw)), 0.0))
+        combined[last.group] = None
     return done, list(combined)
 
 
-def _chosen_now(searches: Sequence[_Search]) -> list[Chosen | None]:
+def _chosen_now(searches: Sequence[_Search]) -> list[_Found | None]:
     """What each has chosen so far: only what comes before it counts, so that more samples leave
     the first as they are."""
     forms: set[Orbits] = set()
     found = []
     for search in searches:
-        choice = search.choice(forms)
-        found.append(None if choice is None else choice[1])
-        if choice is not None:
-            forms.add(choice[0])
+        one = search.choice(forms)
+        found.append(one)
+        if one is not None:
+            forms.add(one.form)
     return found
 
 

@@ -43,8 +43,8 @@ class Sample:
     template: Chosen | None = None
     votes: float = 0.0
     """Its part of the votes for the template (``proposing``), shared by all samples of that
-    template, or of what free samples have beside them (``parts``); the sum over merged samples
-    ranks before all else."""
+    template, or of what free samples have beside them (``parts``); or the likeness of a composed
+    template (``composing``). The sum over merged samples ranks before all else."""
     exact: bool = True
     """With a template: a structure that has more symmetry is drawn again, then set aside."""
     goal: Goal | None = None

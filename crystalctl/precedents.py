@@ -18,10 +18,6 @@ from crystalctl.retrieval import Ints, Memory, Sizes, Start, same_counts, starts
 from crystalctl.symmetry.assignments import atoms_of
 from crystalctl.symmetry.normaliser import Orbits, canonical_orbits
 
-SPARSE = 4.6
-"""Size (``Prototypes``) above which atoms are too far apart for a crystal: databases hold some
-thousand such cells, nearly all of one kind (Immm) and above 5.2; most others are below 3.8."""
-
 
 class Precedent(NamedTuple):
     """Of one template with elements.
@@ -87,7 +83,7 @@ class Precedents:
             kinds: dict[Orbits, list[int]] = defaultdict(list)
             for i in memory.by_counts.get(counts, []):
                 entry = memory.entry(i)
-                if entry.group == group and entry.size <= SPARSE:
+                if entry.group == group:
                     kinds[canonical_orbits((row, 1) for row in entry.rows.tolist())].append(i)
             found = {form: np.array(structures) for form, structures in kinds.items()}
             self._by_positions[counts, group] = found

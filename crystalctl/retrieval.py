@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, permutations, product
+from itertools import permutations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,9 @@ KIND = "templates"
 FORMAT_VERSION = 4
 OLDER = {2, 3}
 """The same without prototypes, or without the sizes of their structures."""
+SPARSE = 4.6
+"""Size (``Prototypes``) above which atoms are too far apart for a crystal: databases hold some
+thousand such cells, nearly all of one kind (Immm) and above 5.2; most others are below 3.8."""
 _LEAST_VOTE = 1e-12
 """Where all votes are next to nothing."""
 Ints = NDArray[np.int64]
@@ -181,12 +184,12 @@ class Memory:
 
     @cached_property
     def by_counts(self) -> dict[tuple[int, ...], list[int]]:
-        """Atoms of each element, primitive cell, sorted -> the structures that have them."""
+        """Atoms of each element, primitive cell, sorted -> the structures (``dense``) with them."""
         first, atoms, _ = self.elements
+        counts, at = atoms.tolist(), first.tolist()
         found: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        counts = atoms.tolist()
-        for structure, (start, end) in enumerate(pairwise(first.tolist())):
-            found[tuple(counts[start:end])].append(structure)
+        for structure in dense(self.prototypes, len(self.group)):
+            found[tuple(counts[at[structure] : at[structure + 1]])].append(structure)
         return found
 
     def entries(self, counts: tuple[int, ...]) -> Iterator[Entry]:
@@ -311,6 +314,13 @@ def _weight(energy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of votes, from energies above the hull (eV/atom, NaN unknown): a Boltzmann factor."""
     known = np.exp(-np.clip(energy, 0, None) / SOFTNESS)
     return np.where(np.isnan(energy), UNKNOWN, known)
+
+
+def dense(prototypes: Prototypes | None, n: int) -> list[int]:
+    """Which of ``n`` structures are not known to have their atoms far apart: the others neither
+    vote nor are a precedent."""
+    size = np.zeros(n) if prototypes is None else prototypes.size
+    return list(np.flatnonzero(size <= SPARSE).tolist())
 
 
 def plain_cost() -> NDArray[np.float64]:

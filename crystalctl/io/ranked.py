@@ -94,7 +94,8 @@ def _report(run: RunFolder, ranking: Ranking, rows: Sequence[Mapping[str, Any]],
     title = f"Predicted structures of {', '.join(formulas[:3])}{more}"
     command = [str(part) for part in run.manifest.get("command", [])]
     by_votes = any(sample.votes for sample in samples)
-    usual = f"{'votes for the template, ' if by_votes else ''}number of samples merged"
+    first = "votes for the template, " if predicted else "likeness to a known compound, "
+    usual = f"{first if by_votes else ''}number of samples merged"
     return page_html(
         Report(
             title=title if predicted else "Generated structures",

@@ -86,7 +86,11 @@ def test_new_compositions_like_known_compounds(model, monkeypatch) -> None:
 
         with monkeypatch.context() as patch:
             patch.setattr(sampling, "draw", noted)
-            generate(n=24, seed=5, steps=2, jobs=1, model=model, **options)
+            rows = generate(n=24, seed=5, steps=2, jobs=1, model=model, **options).rows
+        # What is most alike is shown first.
+        votes = [row.get("votes", 0.0) for row in rows]
+        assert votes == sorted(votes, reverse=True)
+        assert any(votes) == (model is None or "likeness" in options)
         return found
 
     def share(found: list[Precedent]) -> float:

@@ -209,6 +209,16 @@ def test_what_an_earlier_sample_has_is_not_taken_again(monkeypatch, precedents) 
     assert set(species[5:]) <= {one.species for one in others}
 
 
+def test_the_votes_of_a_composed_sample_are_its_likeness(monkeypatch, precedents) -> None:
+    monkeypatch.setattr(composing, "_compose", in_turn(KNOWN, NOTHING, FAR, NEAR))
+    statistics = Statistics(max_atoms=20, elements=tuple(range(1, 90)))
+    for likely in (Likely(precedents, 0.3), Likely(precedents, 0.0)):
+        samples, _ = plan_composed(Composer(), 4, statistics, None, likely=likely)
+        for sample in samples:
+            assert sample.votes == precedents.of(sample.template).likeness
+    assert [s.votes for s in plan_composed(Composer(), 4, statistics, None)[0]] == [0.0] * 4
+
+
 def test_the_model_alone_may_compose_the_same_again(monkeypatch, precedents) -> None:
     monkeypatch.setattr(composing, "_compose", in_turn(NEAR))
     for likely in (None, Likely(precedents, 0.0)):
@@ -252,7 +262,7 @@ def test_what_is_composed_anew_is_the_most_alike(monkeypatch, precedents) -> Non
     assert first.template.species == NOTHING.species
 
 
-def test_atoms_far_apart_are_no_precedent() -> None:
+def test_atoms_far_apart_neither_vote_nor_are_a_precedent() -> None:
     """Databases hold cells of separate atoms, with energies that are no reason to follow them."""
     memory = memory_of(*SALT.values())
     sizes = Prototypes(
@@ -261,9 +271,12 @@ def test_atoms_far_apart_are_no_precedent() -> None:
         *(np.zeros(0), np.zeros((0, 3)), np.zeros((0, 5)), np.zeros(101), np.zeros((101, 2))),
     )
     assert Precedents(replace(memory, prototypes=sizes)).of(NEAR) == (False, 0.0, ())
+    assert replace(memory, prototypes=sizes).propose({11: 1, 35: 1}, 3) == []
     dense = replace(sizes, size=np.array([5.6, 3.1]))
     found = Precedents(replace(memory, prototypes=dense)).of(NEAR)
     assert 0 < found.likeness < Precedents(memory).of(NEAR).likeness
+    ((_, vote),) = replace(memory, prototypes=dense).propose({11: 1, 35: 1}, 3)
+    assert vote == pytest.approx(found.likeness)
 
 
 def test_every_setting_has_the_same_precedent(precedents) -> None:
