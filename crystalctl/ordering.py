@@ -42,9 +42,10 @@ def rank_rows(
 ) -> list[tuple[Facts, Symmetric | None]]:
     """Rows of the table: ranked ones with their symmetric cell; merged ones and failures last.
 
-    ``done``: what became of each row, by index (``Relaxed`` as a dictionary). By formula as they
-    came, then score or energy; with a ``hull`` all formulas together. A formula of whose
-    structures one has no share of votes (other people's) has no scores and goes by energy.
+    ``done``: what became of each row, by index (``Relaxed`` as a dictionary). By formula as their
+    run ranked them, or as they came, then score or energy; with a ``hull`` all formulas together.
+    A formula of whose structures one has no share of votes (other people's) has no scores and goes
+    by energy.
     """
     from pymatgen.core import Structure
 
@@ -64,7 +65,8 @@ def rank_rows(
         facts[lead] |= {"count": len(members), "share": total, "drawn_by": counted(drawn_by)}
     _score([facts[lead] for lead in groups], hull)
     found: list[tuple[Facts, Symmetric | None]] = []
-    for rank, lead in enumerate(sorted(groups, key=_place(facts, hull, by)), start=1):
+    order = _formulas(rows, facts) if hull is None else {}
+    for rank, lead in enumerate(sorted(groups, key=_place(facts, order, by)), start=1):
         symmetric = symmetrise(structures[lead])
         facts[lead] |= {"rank": rank, "group": symbol_of(symmetric)}
         found.append((facts[lead], symmetric))
@@ -86,19 +88,28 @@ def _score(leaders: Sequence[Facts], hull: Hull | None) -> None:
                 one["score_ev"] = value
 
 
+def _formulas(rows: Sequence[Row], facts: Sequence[Facts]) -> dict[str, int]:
+    """Place of each formula: of its best rank in a run, without one of its first structure."""
+    best: dict[str, tuple[float, int]] = {}
+    for index, (row, one) in enumerate(zip(rows, facts, strict=True)):
+        here = row.rank or math.inf, index
+        best[one["formula"]] = min(best.get(one["formula"], here), here)
+    return {name: place for place, name in enumerate(sorted(best, key=lambda name: best[name]))}
+
+
 def _place(
-    facts: Sequence[Facts], hull: Hull | None, by: str
+    facts: Sequence[Facts], order: Mapping[str, int], by: str
 ) -> Callable[[int], tuple[float, float, float]]:
-    """The key that sorts by what ``rank_rows`` says; what has no place in a hull comes last."""
-    formulas = dict.fromkeys(one["formula"] for one in facts)
-    order = {name: number if hull is None else 0 for number, name in enumerate(formulas)}
+    """The key that sorts by what ``rank_rows`` says; ``order`` of the formulas, empty: by energy
+    above a hull, all together. What has no place in a hull comes last."""
 
     def place(index: int) -> tuple[float, float, float]:
         one = facts[index]
-        value = one["energy_ev"] if hull is None else one["e_hull_ev"]
+        value = one["energy_ev"] if order else one["e_hull_ev"]
         if by == "score" and one["score_ev"] is not None:
             value = one["score_ev"]
-        return order[one["formula"]], math.inf if value is None else value, one["energy_ev"]
+        formula = order.get(one["formula"], 0)
+        return formula, math.inf if value is None else value, one["energy_ev"]
 
     return place
 

@@ -130,14 +130,16 @@ def _run(folder: Path) -> Source:
 
 
 def _shares(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Sample number -> part of the votes, or of the merged samples, among those of its formula."""
-    column = "votes" if any(row.get("votes") for row in rows) else "count"
+    """Sample number -> part of the votes among those of its formula, or where nothing voted for
+    that of the merged samples."""
+    voted = {row["formula"] for row in rows if row.get("votes")}
+    weights = [float(r.get("votes" if r["formula"] in voted else "count", 0.0)) for r in rows]
     total: dict[str, float] = {}
-    for row in rows:
-        total[row["formula"]] = total.get(row["formula"], 0.0) + float(row.get(column, 0.0))
+    for row, weight in zip(rows, weights, strict=True):
+        total[row["formula"]] = total.get(row["formula"], 0.0) + weight
     return {
-        int(row["sample"]): float(row.get(column, 0.0)) / total[row["formula"]]
-        for row in rows
+        int(row["sample"]): weight / total[row["formula"]]
+        for row, weight in zip(rows, weights, strict=True)
         if total[row["formula"]] > 0
     }
 

@@ -197,6 +197,25 @@ def test_an_unlikely_structure_loses_its_place_to_a_likely_one(
     assert [float(row["share"]) for row in rows] == pytest.approx([0.9, 0.0999, 0.0001])
 
 
+def test_formulas_come_as_their_run_ranked_them(voted: Path, run_cli) -> None:
+    """What was generated is ranked across formulas; one that nothing voted for has a score too."""
+    rows = json.loads((voted / "summary.json").read_text())["structures"]
+    for row, rank, formula in zip(rows, (3, 1, 2), ("CsCl", "CsBr", "CsI"), strict=True):
+        row |= {"rank": rank, "formula": formula}
+    del rows[2]["votes"]
+    raw = (voted / "structures.extxyz").read_text().split("\nCl ")
+    assert len(raw) == 4
+    mixed = f"{raw[0]}\nCl {raw[1]}\nBr {raw[2]}\nI {raw[3]}"
+    (voted / "structures.extxyz").write_text(mixed)
+    (voted / "summary.json").write_text(json.dumps({"structures": rows}))
+    done = run_cli("rank", voted, *MORSE, "--no-relax")
+    assert done.code == 0, done.err
+    ranked = [row for row in table(voted.parent / "voted-ranked" / "ranked.csv") if row["rank"]]
+    assert [row["formula"] for row in ranked] == ["CsBr", "CsI", "CsCl"]
+    assert [float(row["share"]) for row in ranked] == [1.0, 1.0, 1.0]
+    assert [row["score_ev"] for row in ranked] == [row["energy_ev"] for row in ranked]
+
+
 def test_structures_of_others_have_no_score(cells: Path, run_cli) -> None:
     done = run_cli("rank", cells, *MORSE, "--no-relax")
     assert "score" not in done.out
