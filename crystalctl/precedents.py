@@ -82,9 +82,9 @@ class Precedents:
         if (counts, group) not in self._by_positions:
             kinds: dict[Orbits, list[int]] = defaultdict(list)
             for i in memory.by_counts.get(counts, []):
-                entry = memory.entry(i)
-                if entry.group == group:
-                    kinds[canonical_orbits((row, 1) for row in entry.rows.tolist())].append(i)
+                if memory.group[i] == group:
+                    there = memory.entry(i).rows.tolist()
+                    kinds[canonical_orbits((row, 1) for row in there)].append(i)
             found = {form: np.array(structures) for form, structures in kinds.items()}
             self._by_positions[counts, group] = found
         form = canonical_orbits((row, 1) for row in rows)
