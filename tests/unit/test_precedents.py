@@ -195,7 +195,7 @@ def in_turn(*composed: Chosen):
 
 def test_what_an_earlier_sample_has_is_not_taken_again(monkeypatch, precedents) -> None:
     others = [template([("a", 11), ("b", z)]) for z in (9, 35, 53)]
-    monkeypatch.setattr(composing, "_compose", in_turn(KNOWN, NOTHING, *others))
+    monkeypatch.setattr(composing, "_compose", in_turn(KNOWN, KNOWN, NOTHING, *others))
     likely = Likely(precedents, 0.05)
     few, more = (planned(Composer(), likely, n=n) for n in (2, 3))
     assert {one.species for one in more} == {one.species for one in others}
