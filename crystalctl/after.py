@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crystalctl.analysis.scoring import check_order
+from crystalctl.checkpoint import hull_file
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def check_wish(options: Options, formulas: Sequence[str]) -> None:
     from crystalctl.analysis.hull import Hull
 
     potential = load_potential(options.calculator or DEFAULT)
-    if options.hull is not None:
-        Hull.load(options.hull, calculator=potential.name).check(formulas)
+    if options.hull is not None and (file := hull_file(options.hull, potential.name)):
+        Hull.load(file, calculator=potential.name).check(formulas)
 
 
 def relaxed(result: Result, options: Options, cluster: Cluster | None = None) -> Result:

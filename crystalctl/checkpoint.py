@@ -53,13 +53,26 @@ def load_proposer() -> Any:
 
 
 @lru_cache(maxsize=1)
+def _index() -> dict[str, list[dict[str, Any]]]:
+    index = weights_dir() / "index.toml"
+    return tomllib.loads(index.read_text()) if index.is_file() else {}
+
+
 def available() -> list[dict[str, Any]]:
     """Rows of the index of shipped weights, in its order."""
-    index = weights_dir() / "index.toml"
-    if not index.is_file():
-        return []
-    rows: list[dict[str, Any]] = tomllib.loads(index.read_text()).get("weights", [])
-    return rows
+    return _index().get("weights", [])
+
+
+def hull_file(wish: str | Path | None, calculator: str) -> Path | None:
+    """The file of reference energies that a ``wish`` names: a shipped one, or its path.
+
+    Without a wish the shipped one that is of the ``calculator``, if there is one.
+    """
+    for row in _index().get("hulls", []):
+        same = row["calculator"].split()[0] == calculator.split()[0]
+        if same if wish is None else str(wish) == row["name"]:
+            return weights_dir() / str(row["file"])
+    return None if wish is None else Path(wish)
 
 
 def default_weights(task: str, family: str) -> str:

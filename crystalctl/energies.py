@@ -11,7 +11,7 @@ from typing import Any
 
 from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
 from crystalctl.analysis.hull import KIND
-from crystalctl.analysis.relaxation import Settings, relax
+from crystalctl.analysis.relaxation import Settings, relax, single_points
 from crystalctl.errors import InputError
 from crystalctl.io.collect import KINDS, Row, dataset_rows, find_sources, read_source
 from crystalctl.io.structures import write_atomic
@@ -67,19 +67,20 @@ def compute_energies(
     header |= {"structures": len(rows), "relaxed": relaxed}
     done, known = _done(target, header)
     todo = [i for i in able if i not in done]
-    # Alike sizes make the best batches; a step limit of one leaves a structure where it is.
+    # Alike sizes make the best batches.
     todo.sort(key=lambda i: len(rows[i].entry.numbers))  # type: ignore[union-attr]
-    settings = Settings(max_steps=max_steps if relaxed else 1)
     lacking = sorted(_elements(rows) - known) if elements else []
     structures = _Structures(rows, todo)
+    settings = Settings(max_steps=max_steps) if relaxed else None
     with target.open("a") as notes:
         if not notes.tell():
             notes.write(json.dumps(header) + "\n")
-        for count, (place, result) in enumerate(relax(potential, structures, settings), start=1):
+        found = _computed(potential, structures, settings)
+        for count, (place, energy, reason) in enumerate(found, start=1):
             index = todo[place]
             line = {"index": index, "id": rows[index].id, "formula": structures.formula(place)}
-            line |= {"energy_ev": result.energy, "reason": result.reason}
-            done[index] = result.reason
+            line |= {"energy_ev": energy, "reason": reason}
+            done[index] = reason
             notes.write(json.dumps(line) + "\n")
             notes.flush()
             if on_progress is not None:
@@ -93,6 +94,18 @@ def compute_energies(
     failed = sum(map(bool, done.values())) + len(rows) - len(able)
     elemental = len(known) + len(lacking)
     return Energies(target, potential.name, len(rows), len(todo), failed, elemental)
+
+
+def _computed(
+    potential: Potential, structures: Sequence[Any], settings: Settings | None
+) -> Iterator[tuple[int, float | None, str]]:
+    """Place, eV/atom and reason of each: relaxed with ``settings``, without them as it is."""
+    if settings is None:
+        for place, value in single_points(potential, structures):
+            yield (place, None, value) if isinstance(value, str) else (place, value, "")
+    else:
+        for place, result in relax(potential, structures, settings):
+            yield place, result.energy, result.reason
 
 
 def _elements(rows: Sequence[Row]) -> set[str]:

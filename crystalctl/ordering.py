@@ -37,15 +37,16 @@ def rank_rows(
     done: Mapping[int, Facts],
     *,
     hull: Hull | None = None,
+    together: bool = False,
     by: str = "score",
     on_progress: OnProgress | None = None,
 ) -> list[tuple[Facts, Symmetric | None]]:
     """Rows of the table: ranked ones with their symmetric cell; merged ones and failures last.
 
     ``done``: what became of each row, by index (``Relaxed`` as a dictionary). By formula as their
-    run ranked them, or as they came, then score or energy; with a ``hull`` all formulas together.
-    A formula of whose structures one has no share of votes (other people's) has no scores and goes
-    by energy.
+    run ranked them, or as they came, then score or energy; ``together``: all formulas by energy
+    above the ``hull``. A formula of whose structures one has no share of votes (other people's)
+    has no scores and goes by energy.
     """
     from pymatgen.core import Structure
 
@@ -63,9 +64,9 @@ def rank_rows(
         total = None if None in shares else sum(s for s in shares if s is not None)
         drawn_by = sum((counts_of(rows[i].drawn_by) for i in members), Counter[str]())
         facts[lead] |= {"count": len(members), "share": total, "drawn_by": counted(drawn_by)}
-    _score([facts[lead] for lead in groups], hull)
+    _score([facts[lead] for lead in groups], "e_hull_ev" if together else "energy_ev")
     found: list[tuple[Facts, Symmetric | None]] = []
-    order = _formulas(rows, facts) if hull is None else {}
+    order = {} if together else _formulas(rows, facts)
     for rank, lead in enumerate(sorted(groups, key=_place(facts, order, by)), start=1):
         symmetric = symmetrise(structures[lead])
         facts[lead] |= {"rank": rank, "group": symbol_of(symmetric)}
@@ -77,9 +78,8 @@ def rank_rows(
     return found + [(facts[i], None) for i in range(len(rows)) if i not in groups]
 
 
-def _score(leaders: Sequence[Facts], hull: Hull | None) -> None:
+def _score(leaders: Sequence[Facts], energy: str) -> None:
     """Give the structures of each formula their scores, where all have a share and an energy."""
-    energy = "energy_ev" if hull is None else "e_hull_ev"
     for formula in {one["formula"] for one in leaders}:
         same = [one for one in leaders if one["formula"] == formula]
         if all(one["share"] is not None and one[energy] is not None for one in same):

@@ -22,9 +22,10 @@ from crystalctl.analysis.ranking import differing
 from crystalctl.analysis.relaxation import Relaxed, Settings, relax
 from crystalctl.analysis.scoring import TEMPERATURE_EV, check_order
 from crystalctl.analysis.symmetrise import Symmetric
+from crystalctl.checkpoint import hull_file
 from crystalctl.errors import InputError
 from crystalctl.evaluation.report import Entry, Report, write_report
-from crystalctl.io.collect import KINDS, Row, find_sources, read_source
+from crystalctl.io.collect import KINDS, Row, Source, find_sources, read_source
 from crystalctl.io.structures import extxyz_text, structure_text, write_atomic
 from crystalctl.ordering import rank_rows, structure_of, symbol_of
 
@@ -43,9 +44,9 @@ Found = tuple[dict[str, Any], Symmetric | None]
 class Relaxation:
     """``rows``: those of the table, ranked; ``structures``: by rank; ``folder``.
 
-    ``reference``: which energies the hull is made of, empty without one; ``moved``: relaxed, not
-    just ranked as they are. ``by``: "score" where at least one structure has one and ranks by it,
-    else "energy".
+    ``reference``: which energies the hull is made of, empty without one; ``together``: all formulas
+    are ranked by energy above it, else each by itself. ``moved``: relaxed, not just ranked as they
+    are. ``by``: "score" where at least one structure has one and ranks by it, else "energy".
     """
 
     rows: list[dict[str, Any]]
@@ -53,6 +54,7 @@ class Relaxation:
     folder: Path
     calculator: str
     reference: str = ""
+    together: bool = False
     moved: bool = True
     by: str = "energy"
 
@@ -74,8 +76,9 @@ def relax_all(
     """Relax cell and positions of every structure and rank each formula's ``by`` score or energy.
 
     The input is only read. Of a run folder the ranked structures are relaxed, not those merged
-    into them. Without ``move`` structures stay as they are. With a ``hull`` (see
-    ``analysis/hull.py``) all formulas are ranked together by energy above it. Results go to ``out``
+    into them. Without ``move`` structures stay as they are. With a ``hull`` (a shipped one by name,
+    or a file, see ``analysis/hull.py``) all formulas are ranked together by energy above it, and so
+    are generated runs, for which one of the calculator is shipped. Results go to ``out``
     (default: NAME-relaxed or NAME-ranked beside the input); what is done is kept as it comes, and
     ``resume`` continues there. A ``cluster`` relaxes in its workers, which need the calculator.
     Raises ``InputError`` for input without a structure, a calculator or hull that cannot serve, a
@@ -83,15 +86,12 @@ def relax_all(
     """
     check_order(by)
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    rows = [row for source in find_sources(given) for row in read_source(source) if row.rank != 0]
+    sources = find_sources(given)
+    rows = [row for source in sources for row in read_source(source) if row.rank != 0]
     if not any(row.entry for row in rows):
         raise InputError("none of the structures can be read", f"give {KINDS}")
     potential = load_potential(calculator, device if cluster is None else "cpu")
-    reference = None if hull is None else Hull.load(hull, calculator=potential.name)
-    if reference is not None:
-        reference.check(
-            [structure_of(row).composition.reduced_formula for row in rows if row.entry]
-        )
+    reference, together = _reference(hull, potential.name, sources, rows)
     how = settings or Settings()
     # One step is one call at the place where a structure is: its energy, nothing moved.
     how = how if move else replace(how, max_steps=1)
@@ -103,7 +103,7 @@ def relax_all(
     known = {"verb": verb, "calculator": potential.name, **how.plain(), **_digest(rows)}
     done = _claim(folder, known, resume=resume)
     _relax_missing(folder, rows, done, partial(way, settings=how), on_progress)
-    found = rank_rows(rows, done, hull=reference, by=by, on_progress=on_progress)
+    found = rank_rows(rows, done, hull=reference, together=together, by=by, on_progress=on_progress)
     _remove_old(folder, verb)
     structures = _write_structures(folder, found)
     result = Relaxation(
@@ -112,11 +112,28 @@ def relax_all(
         folder,
         potential.name,
         "" if reference is None else reference.reference,
+        together,
         move,
         by if any(row["rank"] and row["score_ev"] is not None for row, _ in found) else "energy",
     )
     _write(result, found)
     return result
+
+
+def _reference(
+    wish: str | Path | None, calculator: str, sources: Sequence[Source], rows: Sequence[Row]
+) -> tuple[Hull | None, bool]:
+    """The hull, and whether all formulas are ranked together by the energy above it.
+
+    One that is asked for has to say something of the structures.
+    """
+    file = hull_file(wish, calculator)
+    if file is None:
+        return None, False
+    hull = Hull.load(file, calculator=calculator)
+    if wish is not None:
+        hull.check([structure_of(row).composition.reduced_formula for row in rows if row.entry])
+    return hull, wish is not None or all(source.task == "generate" for source in sources)
 
 
 def _beside(path: Path, verb: str) -> Path:
@@ -257,7 +274,7 @@ def _write(result: Relaxation, found: Sequence[Found]) -> None:
     writer.writerows(result.rows)
     write_atomic(result.folder / f"{verb}.csv", text.getvalue())
     write_atomic(result.folder / STRUCTURES, extxyz_text(list(_labelled(result))))
-    by = f"energy above {result.reference}" if result.reference else "energy per atom"
+    by = f"energy above {result.reference}" if result.together else "energy per atom"
     if result.by == "score":
         by = f"score: {by}, {TEMPERATURE_EV:g} eV higher for a proposal e times less likely"
     write_report(

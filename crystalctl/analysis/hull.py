@@ -10,50 +10,45 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from crystalctl.crystal.elements import ATOMIC_NUMBER
 from crystalctl.errors import InputError
 
 KIND = "crystalctl energies"
 _UNKNOWN = "energies of unknown origin"
-_HINT = "give a file of `crystalctl data energies`, or pymatgen entries as JSON"
+_ELEMENT = re.compile("[A-Z][a-z]?")
+_PLAIN = re.compile("(?:[A-Z][a-z]?(?:[1-9][0-9]*)? ?)+")
+_KEPT = 100
+"""Phase diagrams in memory: each takes 60 kB and a few ms to make, and a run may have thousands."""
+_HINT = "give mp, a file of `crystalctl data energies`, or pymatgen entries as JSON"
 
 
 @dataclass(frozen=True)
 class Hull:
-    """The lowest energies known: ``lowest`` maps reduced formulas to (composition, eV/atom).
-
-    ``name``: of the file; ``calculator``: that its energies are from, None where it does not say.
+    """``name``: of the file; ``calculator``: that its energies are from, None where it does not
+    say; ``systems``: elements -> the formulas of just these, each with eV/atom.
     """
 
     name: str
     calculator: str | None
-    lowest: Mapping[str, tuple[Any, float]]
-    _systems: dict[frozenset[str], list[tuple[Any, float]]] = field(default_factory=dict)
+    systems: Mapping[frozenset[str], list[tuple[str, float]]]
     _diagrams: dict[frozenset[str], Any] = field(default_factory=dict)
 
     @staticmethod
     def of(name: str, calculator: str | None, energies: Iterable[tuple[str, float]]) -> Hull:
         """From (formula, eV/atom) pairs."""
-        from pymatgen.core import Composition
-
-        lowest: dict[str, tuple[Any, float]] = {}
+        systems: dict[frozenset[str], list[tuple[str, float]]] = defaultdict(list)
         for formula, energy in energies:
-            if not math.isfinite(energy):  # one such would be the whole hull
-                continue
-            composition = Composition(formula)
-            key = composition.reduced_formula
-            if key not in lowest or energy < lowest[key][1]:
-                lowest[key] = composition, energy
-        hull = Hull(name, calculator, lowest)
-        for composition, energy in lowest.values():
-            elements = frozenset(e.symbol for e in composition.elements)
-            hull._systems.setdefault(elements, []).append((composition, energy))
-        return hull
+            if math.isfinite(energy):  # one that is not would be the whole hull
+                systems[_elements(formula)].append((formula, energy))
+        return Hull(name, calculator, dict(systems))
 
     @staticmethod
     def load(path: Path | str, *, calculator: str | None = None) -> Hull:
@@ -71,7 +66,7 @@ class Hull:
         except Exception as error:  # pymatgen raises anything for JSON that is something else
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"{path} holds no energies ({what})", _HINT) from error
-        if not hull.lowest:
+        if not hull.systems:
             raise InputError(f"{path} holds no energies", _HINT)
         if calculator and origin and origin.split()[0] != calculator.split()[0]:
             raise InputError(
@@ -93,11 +88,10 @@ class Hull:
         """
         from pymatgen.core import Composition
 
-        composition = Composition(formula)
-        elements = frozenset(e.symbol for e in composition.elements)
         if missing := self.missing([formula]):
             return None, f"no energy of elemental {', '.join(missing)} in {self.name}"
-        return float(energy - self._diagram(elements).get_hull_energy_per_atom(composition)), ""
+        diagram = self._diagram(_elements(formula))
+        return float(energy - diagram.get_hull_energy_per_atom(Composition(formula))), ""
 
     def phases(self, formula: str) -> str:
         """What the hull is made of at a ``formula`` that has a place in it: ``0.67 A + 0.33 B``.
@@ -106,18 +100,14 @@ class Hull:
         """
         from pymatgen.core import Composition
 
-        composition = Composition(formula)
-        elements = frozenset(e.symbol for e in composition.elements)
-        parts = self._diagram(elements).get_decomposition(composition)
+        parts = self._diagram(_elements(formula)).get_decomposition(Composition(formula))
         named = sorted(((part, entry.composition.reduced_formula) for entry, part in parts.items()))
         return " + ".join(f"{part:.2f} {name}" for part, name in reversed(named))
 
     def missing(self, formulas: Sequence[str]) -> list[str]:
         """Elements of ``formulas`` for which there is no reference."""
-        from pymatgen.core import Composition
-
-        wanted = {e.symbol for formula in formulas for e in Composition(formula).elements}
-        return sorted(e for e in wanted if frozenset([e]) not in self._systems)
+        wanted = {element for formula in formulas for element in _elements(formula)}
+        return sorted(e for e in wanted if frozenset([e]) not in self.systems)
 
     def check(self, formulas: Sequence[str]) -> None:
         """Raise ``InputError`` where the hull says nothing of any of the ``formulas``."""
@@ -132,6 +122,7 @@ class Hull:
 
     def _diagram(self, elements: frozenset[str]) -> Any:
         from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+        from pymatgen.core import Composition
 
         if elements in self._diagrams:
             return self._diagrams[elements]
@@ -143,9 +134,22 @@ class Hull:
         entries = [
             PDEntry(composition, energy * composition.num_atoms)
             for part in parts
-            for composition, energy in self._systems.get(part, [])
+            for formula, energy in self.systems.get(part, [])
+            for composition in [Composition(formula)]
         ]
+        if len(self._diagrams) >= _KEPT:
+            del self._diagrams[next(iter(self._diagrams))]  # the oldest
         return self._diagrams.setdefault(elements, PhaseDiagram(entries))
+
+
+def _elements(formula: str) -> frozenset[str]:
+    """Symbols of a formula."""
+    symbols = frozenset(_ELEMENT.findall(formula))
+    if _PLAIN.fullmatch(formula) and symbols <= ATOMIC_NUMBER.keys():
+        return symbols
+    from pymatgen.core import Composition  # knows more, and takes a second for 20 thousand
+
+    return frozenset(e.symbol for e in Composition(formula).elements)
 
 
 def _lines(text: str) -> tuple[str, list[tuple[str, float]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crystalctl.analysis.energy import Evaluated, Potential, failure
+from crystalctl.analysis.energy import Evaluated, Potential, energies_per_atom, failure
 from crystalctl.analysis.validity import invalid_reason
 from crystalctl.errors import InputError
 
@@ -93,6 +93,39 @@ def relax(
         running = still
 
 
+def single_points(
+    potential: Potential, structures: Sequence[Any]
+) -> Iterator[tuple[int, float | str]]:
+    """``(index, eV/atom or why there is none)`` of structures as they are, in order.
+
+    In the primitive cell, as ``relax``, but without forces, which take several times longer.
+    """
+    for start in range(0, len(structures), potential.batch):
+        indices = range(start, min(start + potential.batch, len(structures)))
+        frames = {index: _frame(structures[index]) for index in indices}
+        able = [frame for frame in frames.values() if not isinstance(frame, str)]
+        found = iter(energies_per_atom(potential, able))
+        for index, frame in frames.items():
+            yield index, frame if isinstance(frame, str) else next(found)
+
+
+def _frame(structure: Any) -> Any:
+    """The primitive cell as ``ase.Atoms``, or why there is none."""
+    reason = invalid_reason(structure.lattice.matrix, structure.frac_coords)
+    return reason or _atoms(primitive(structure))
+
+
+def _atoms(structure: Any) -> Any:
+    from ase import Atoms
+
+    return Atoms(
+        numbers=[site.specie.Z for site in structure],
+        cell=structure.lattice.matrix,
+        scaled_positions=structure.frac_coords,
+        pbc=True,
+    )
+
+
 def _start(index: int, structure: Any, settings: Settings) -> _Path | Relaxed:
     reason = invalid_reason(structure.lattice.matrix, structure.frac_coords)
     if reason:
@@ -131,17 +164,11 @@ class _Path:
     """One crystal on its way down."""
 
     def __init__(self, index: int, structure: Any, settings: Settings) -> None:
-        from ase import Atoms
         from ase.filters import UnitCellFilter
         from ase.optimize import BFGS
 
         self.index, self._settings = index, settings
-        self.atoms = Atoms(
-            numbers=[site.specie.Z for site in structure],
-            cell=structure.lattice.matrix,
-            scaled_positions=structure.frac_coords,
-            pbc=True,
-        )
+        self.atoms = _atoms(structure)
         if settings.keep_symmetry:
             from ase.constraints import FixSymmetry
 

@@ -29,7 +29,8 @@ Calculator = Annotated[
 Hull = Annotated[
     Path | None,
     typer.Option(
-        help="Reference energies: a file of `data energies`, or pymatgen entries. Ranks by E hull."
+        help="Rank all formulas together by E hull. Reference energies: mp (shipped, of CHGNet), a "
+        "file of `data energies`, or pymatgen entries."
     ),
 ]
 Jobs = Annotated[

@@ -66,7 +66,7 @@ def show_relaxation(result: Relaxation) -> None:
 def _order(result: Relaxation) -> str:
     """What the score is, and whether it made the order."""
     what = f"{TEMPERATURE_EV:g} eV/atom higher for a proposal e times less likely"
-    kind = "E hull" if result.reference else "energy"
+    kind = "E hull" if result.together else "energy"
     if result.by == "score":
         return f"ranked by score: {kind}, {what}; --rank-by energy leaves the proposals out"
     return f"ranked by {kind}; score: {what}"

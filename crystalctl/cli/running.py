@@ -70,7 +70,8 @@ Calculator = Annotated[
     typer.Option(help="It relaxes: chgnet, mace, orb, mattersim, sevennet, module:factory."),
 ]
 Hull = Annotated[
-    Path | None, typer.Option(help="Reference energies (`data energies`): rank by E hull.")
+    Path | None,
+    typer.Option(help="Rank all together by E hull: mp (shipped), or a file of `data energies`."),
 ]
 RankBy = Annotated[
     str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -84,6 +85,7 @@ def fake_checkpoint(model: FakeModel) -> ModuleType:
         return SimpleNamespace(model=model, meta=meta, sha256=f"sha-of-{name}", name=name)
 
     module.load_model = load_model
+    module.hull_file = lambda wish, calculator: None if wish is None else Path(wish)
     module.default_weights = lambda task, family=None: f"fake-{task}"
     module.available = lambda: [
         {

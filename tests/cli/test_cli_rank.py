@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from crystalctl import checkpoint
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 MORSE = ("--calculator", "springs:morse")
 BARE = ("--no-elements",)
@@ -214,6 +216,71 @@ def test_formulas_come_as_their_run_ranked_them(voted: Path, run_cli) -> None:
     assert [row["formula"] for row in ranked] == ["CsBr", "CsI", "CsCl"]
     assert [float(row["share"]) for row in ranked] == [1.0, 1.0, 1.0]
     assert [row["score_ev"] for row in ranked] == [row["energy_ev"] for row in ranked]
+
+
+class TestShippedReference:
+    """Energies that come with the program, of one calculator: here of the cheap one."""
+
+    @pytest.fixture(autouse=True)
+    def shipped(self, reference: Path, monkeypatch, run_cli) -> None:
+        cell(3.4, "Br").to(str(reference / "Br.cif"))
+        file = reference.parent / "shipped.jsonl"
+        done = run_cli("data", "energies", reference, *MORSE, *BARE, "-o", file)
+        assert done.code == 0, done.err
+        calculator = json.loads(file.read_text().splitlines()[0])["calculator"]
+        row = {"name": "mine", "file": str(file), "calculator": calculator}
+        monkeypatch.setattr("crystalctl.checkpoint._index", lambda: {"hulls": [row]})
+
+    @staticmethod
+    def mixed(voted: Path, task: str) -> None:
+        """The run as one of ``task``, of two formulas: CsCl first, whose E hull is higher."""
+        rows = json.loads((voted / "summary.json").read_text())["structures"]
+        rows[1] |= {"formula": "CsBr"}
+        raw = (voted / "structures.extxyz").read_text().split("\nCl ")
+        (voted / "structures.extxyz").write_text(f"{raw[0]}\nCl {raw[1]}\nBr {raw[2]}\nCl {raw[3]}")
+        (voted / "summary.json").write_text(json.dumps({"structures": rows}))
+        (voted / "manifest.json").write_text(json.dumps({"request": {"task": task}}))
+
+    @staticmethod
+    def ranked(voted: Path) -> list[dict[str, str]]:
+        return [r for r in table(voted.parent / "voted-ranked" / "ranked.csv") if r["rank"]]
+
+    def test_tells_how_stable_each_is_and_leaves_the_order(self, voted: Path, run_cli) -> None:
+        self.mixed(voted, "predict")
+        done = run_cli("rank", voted, *MORSE, "--no-relax")
+        assert done.code == 0, done.err
+        assert "E hull" in done.out
+        assert "shipped.jsonl" in done.out
+        rows = self.ranked(voted)
+        assert [row["formula"] for row in rows] == ["CsCl", "CsCl", "CsBr"]
+        assert all(row["e_hull_ev"] for row in rows)
+        assert "ranked by score: energy" in done.out
+
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_ranks_generated_ones_together_and_others_on_request(
+        self, voted: Path, run_cli, asked: bool
+    ) -> None:
+        self.mixed(voted, "predict" if asked else "generate")
+        more = ("--hull", "mine") if asked else ()
+        done = run_cli("rank", voted, *MORSE, "--no-relax", "--rank-by", "energy", *more)
+        assert done.code == 0, done.err
+        assert "ranked by E hull" in done.out
+        rows = self.ranked(voted)
+        above = [float(row["e_hull_ev"]) for row in rows]
+        assert above == sorted(above)
+        assert [row["formula"] for row in rows] == ["CsBr", "CsCl", "CsCl"]
+
+    def test_of_another_calculator_is_not_taken(self, voted: Path, run_cli) -> None:
+        (row,) = checkpoint._index()["hulls"]
+        file = Path(row["file"])
+        file.write_text(file.read_text().replace(row["calculator"], "chgnet 0.3.0"))
+        row["calculator"] = "chgnet 0.3.0"
+        done = run_cli("rank", voted, *MORSE, "--no-relax")
+        assert done.code == 0, done.err
+        assert "E hull" not in done.out
+        done = run_cli("rank", voted, *MORSE, "--no-relax", "--hull", "mine", "--resume")
+        assert done.code == 2
+        assert "energies of chgnet" in done.err
 
 
 def test_structures_of_others_have_no_score(cells: Path, run_cli) -> None:

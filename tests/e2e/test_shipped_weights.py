@@ -12,7 +12,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from crystalctl import predict
-from crystalctl.checkpoint import available, load_model, shipped_templates, weights_dir
+from crystalctl.analysis.hull import Hull
+from crystalctl.checkpoint import available, hull_file, load_model, shipped_templates, weights_dir
 
 ROCK_SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -37,8 +38,8 @@ def test_predict_finds_the_known_structure(formula: str, known: Structure) -> No
 def test_index_names_every_file_with_its_hash() -> None:
     rows = available()
     index = tomllib.loads((weights_dir() / "index.toml").read_text())
-    known = {row["file"]: row["sha256"] for row in index["templates"]}
-    there = {p.name for p in weights_dir().glob("*.safetensors")}
+    known = {row["file"]: row["sha256"] for row in (*index["templates"], *index["hulls"])}
+    there = {p.name for kind in ("safetensors", "gz") for p in weights_dir().glob(f"*.{kind}")}
     assert {row["file"] for row in rows} | set(known) == there
     assert shipped_templates().name in known
     for name, digest in known.items():
@@ -50,6 +51,20 @@ def test_index_names_every_file_with_its_hash() -> None:
         meta = load_model(row["name"], task=row["task"]).meta
         assert meta["family"] == row["family"]
         assert meta["config"].get("property", "") == row.get("property", "")
+
+
+def test_the_shipped_hull_knows_every_element_and_what_is_stable() -> None:
+    file = hull_file("mp", "chgnet 0.3.0")
+    assert file is not None
+    assert file == hull_file(None, "chgnet 9")
+    assert hull_file(None, "mace 1") is None
+    hull = Hull.load(file, calculator="chgnet 0.3.0")
+    assert hull.missing(["SrTiO3", "NaCl", "UPuXe", "PaTc"]) == []
+    # Energies of known compounds, and what they would decay to: by hand, from its own rows.
+    assert hull.phases("Sr2Ti2O6") == "1.00 SrTiO3"
+    assert hull.phases("Na3Cl") == "0.50 NaCl + 0.50 Na"
+    ((salt, energy),) = [row for row in hull.systems[frozenset(("Na", "Cl"))] if row[0] == "NaCl"]
+    assert hull.above(salt, energy + 0.1)[0] == pytest.approx(0.1)
 
 
 def test_weights_readme_has_the_numbers_of_the_index() -> None:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from pymatgen.core import Composition
 from pymatgen.entries.computed_entries import ComputedEntry
 
 from crystalctl.analysis.hull import KIND, Hull
@@ -43,6 +42,14 @@ def test_unstable_and_broken_references_do_no_harm() -> None:
     plain, crowded = Hull.of("a", None, SALT), Hull.of("b", None, [*rows, ("Cl", float("-inf"))])
     for formula in ("Na", "Cl", "NaCl", "Na3Cl", "NaCl3"):
         assert crowded.above(formula, -1.0) == pytest.approx(plain.above(formula, -1.0))
+
+
+def test_few_phase_diagrams_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crystalctl.analysis.hull._KEPT", 2)
+    hull = Hull.of("by hand", None, SALT)
+    for formula, above in (("Na", 0.2), ("Cl", 0.8), ("NaCl", 2.0), ("Na", 0.2), ("NaCl", 2.0)):
+        assert hull.above(formula, -1.0)[0] == pytest.approx(above)
+        assert len(hull._diagrams) <= 2
 
 
 def test_a_structure_below_the_hull_does_not_join_it() -> None:
@@ -121,4 +128,17 @@ def test_what_holds_no_energies_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_the_formula_of_an_entry_counts_with_all_its_atoms() -> None:
     """A file may give the whole cell's formula; energies are per atom."""
-    assert Hull.of("x", None, [("Na8", -1.0)]).lowest["Na"] == (Composition("Na8"), -1.0)
+    hull = Hull.of("x", None, [("Na8", -1.0), ("Cl", -1.0), ("Na4 Cl4", -3.0), ("(NaCl)2", -3.5)])
+    assert hull.above("Na", -1.0)[0] == pytest.approx(0)
+    assert hull.above("NaCl", -3.0)[0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("formula", ["Na!", "1", "Na Cl?"])
+def test_a_formula_that_is_none_is_refused_where_the_file_is_read(
+    tmp_path: Path, formula: str
+) -> None:
+    header = {"kind": KIND, "calculator": "chgnet 0.3.0"}
+    row = {"formula": formula, "energy_ev": -1.0, "reason": ""}
+    (tmp_path / "x.jsonl").write_text(f"{json.dumps(header)}\n{json.dumps(row)}\n")
+    with pytest.raises(InputError, match="no energies"):
+        Hull.load(tmp_path / "x.jsonl")

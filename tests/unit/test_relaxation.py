@@ -15,7 +15,7 @@ from crystalctl.analysis.energy import (
     load_potential,
 )
 from crystalctl.analysis.exact import found_group
-from crystalctl.analysis.relaxation import Settings, primitive, relax
+from crystalctl.analysis.relaxation import Settings, primitive, relax, single_points
 from crystalctl.errors import InputError
 
 
@@ -109,6 +109,23 @@ def test_a_failing_structure_costs_only_itself() -> None:
     assert "not finite" in done[2].reason
     assert "atoms closer than" in done[3].reason
     assert done[1].structure is None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_energies_without_relaxing_are_those_where_relaxing_begins(batch: int) -> None:
+    """In order, in the primitive cell; one that fails costs only itself."""
+    broken = Structure(Lattice.cubic(3), ["Cs", "Cl"], [[0, 0, 0], [0.01, 0, 0]])
+    given = [salt(3.5), salt(other="He"), broken, salt(3.8) * (2, 1, 1), salt(other="Ne"), salt()]
+    begun = {i: done.start_energy for i, done in relax(Several(1), given)}
+    several = Several(batch)
+    found = list(single_points(several, given))
+    assert [place for place, _ in found] == list(range(6))
+    values = dict(found)
+    assert [values[i] for i in (0, 3, 5)] == [begun[i] for i in (0, 3, 5)]
+    assert "no parameters for He" in values[1]
+    assert "atoms closer than" in values[2]
+    assert "not finite" in values[4]
+    assert max(several.sizes) <= batch
 
 
 def test_a_cell_that_comes_apart_is_set_aside() -> None:
