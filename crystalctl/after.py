@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crystalctl.analysis.scoring import check_order
-from crystalctl.checkpoint import hull_file
 from crystalctl.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def check_wish(options: Options, formulas: Sequence[str]) -> None:
         raise InputError("relaxed structures need a folder", "give out=")
     from crystalctl.analysis.energy import DEFAULT, load_potential
     from crystalctl.analysis.hull import Hull
+    from crystalctl.checkpoint import hull_file
 
     potential = load_potential(options.calculator or DEFAULT)
     if options.hull is not None and (file := hull_file(options.hull, potential.name)):

@@ -22,7 +22,6 @@ from crystalctl.analysis.ranking import differing
 from crystalctl.analysis.relaxation import Relaxed, Settings, relax
 from crystalctl.analysis.scoring import TEMPERATURE_EV, check_order
 from crystalctl.analysis.symmetrise import Symmetric
-from crystalctl.checkpoint import hull_file
 from crystalctl.errors import InputError
 from crystalctl.evaluation.report import Entry, Report, write_report
 from crystalctl.io.collect import KINDS, Row, Source, find_sources, read_source
@@ -127,6 +126,8 @@ def _reference(
 
     One that is asked for has to say something of the structures.
     """
+    from crystalctl.checkpoint import hull_file
+
     file = hull_file(wish, calculator)
     if file is None:
         return None, False

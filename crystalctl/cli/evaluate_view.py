@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,9 +28,7 @@ def show_evaluation(result: Evaluation) -> None:
     for label in labels:
         table.add_row(Text(label), *(Text(cells[name].get(label, "-")) for name in runs))
     console = ui.stdout()
-    natural = console.options.update(max_width=1000)
-    console.width = max(console.width, Measurement.get(console, natural, table).maximum)
-    console.print(table)
+    ui.print_table(console, table)
     for name, found in runs.items():
         failures = list(found["failures"].items())
         if failures:

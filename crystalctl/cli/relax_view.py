@@ -30,16 +30,13 @@ def show_relaxation(result: Relaxation) -> None:
     names += ["count"]
     tell = differing(row["drawn_by"] for row in ranked)
     for name in [*names, *(["drawn by"] if tell else [])]:
-        text = name in _TEXT
-        table.add_column(
-            name, justify="left" if text else "right", overflow="fold", no_wrap=not text
-        )
+        table.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
     for row in ranked[:_SHOWN]:
         cells = _cells(row, result, scored=_scored(ranked))
         cells += [row["drawn_by"]] if tell else []
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = ui.stdout()
-    console.print(table)
+    ui.print_table(console, table)
     if len(ranked) > _SHOWN:
         verb = "relaxed" if result.moved else "ranked"
         console.print(f"... and {len(ranked) - _SHOWN} more in {verb}.csv")

@@ -56,7 +56,6 @@ def score(
 
 def _show(result: Scores) -> None:
     """The most probable first; what has no number comes with its reason."""
-    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -72,9 +71,7 @@ def _show(result: Scores) -> None:
         numbers = [f"{row[name]:.2f}" for name in ("log_p", "per_atom", *FACTORS)]
         table.add_row(*map(Text, [row["id"], row["formula"], row["group_symbol"], *numbers]))
     console = ui.stdout()
-    natural = console.options.update(max_width=1000)
-    console.width = max(console.width, Measurement.get(console, natural, table).maximum)
-    console.print(table)
+    ui.print_table(console, table)
     if len(rows) > _SHOWN:
         console.print(f"... and {len(rows) - _SHOWN} more, see --json or --out")
     without = [row for row in result.rows if row["log_p"] is None]

@@ -40,6 +40,13 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def print_table(console: Console, table: Table) -> None:
+    """In its natural width: a narrow terminal breaks its lines, and a file keeps them whole."""
+    natural = console.options.update(max_width=1000)
+    console.width = max(console.width, Measurement.get(console, natural, table).maximum)
+    console.print(table)
+
+
 def show_error(error: CrystalctlError) -> None:
     """One or two lines on standard error: what happened, and what to do next."""
     console = stderr()
@@ -102,10 +109,8 @@ def show_result(result: Result, *, command: str) -> None:
     table = _structures(shown, files=result.folder is not None)
     console = stdout()
     # A narrow terminal wraps whole lines; squeezed columns would cut numbers and file names.
-    natural = console.options.update(max_width=1000)
-    console.width = max(console.width, Measurement.get(console, natural, table).maximum)
     if shown:
-        console.print(table)
+        print_table(console, table)
     if len(result.rows) > len(shown):
         console.print(f"... and {len(result.rows) - len(shown)} more in summary.csv")
     aside, s = sum(result.set_aside.values()), "s" * (len(result.rows) != 1)

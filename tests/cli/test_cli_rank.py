@@ -190,6 +190,14 @@ def test_our_runs_are_ranked_by_score_and_on_request_by_energy(voted: Path, run_
     assert run_cli(*args, "--resume", "--rank-by", "beauty").code == 2
 
 
+def test_a_narrow_terminal_gets_whole_rows(voted: Path, run_cli, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    done = run_cli("rank", voted, *MORSE, "--no-relax")
+    (first,) = [line for line in done.out.splitlines() if line.startswith("   1 ")]
+    assert "CsCl" in first
+    assert VOTED in first
+
+
 def test_an_unlikely_structure_loses_its_place_to_a_likely_one(
     voted: Path, run_cli, monkeypatch
 ) -> None:
