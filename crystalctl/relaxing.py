@@ -25,13 +25,14 @@ from crystalctl.analysis.symmetrise import Symmetric
 from crystalctl.errors import InputError
 from crystalctl.evaluation.report import Entry, Report, write_report
 from crystalctl.io.collect import KINDS, Row, Source, find_sources, read_source
+from crystalctl.io.results import RANKING
 from crystalctl.io.structures import extxyz_text, structure_text, write_atomic
 from crystalctl.ordering import rank_rows, structure_of, symbol_of
 
 if TYPE_CHECKING:
     from crystalctl.cluster import Cluster
 
-DONE, SETTINGS, REPORT = "done.jsonl", "settings.json", "report.html"
+DONE, REPORT = "done.jsonl", "report.html"
 STRUCTURES = "structures.extxyz"
 """All ranked structures with energies and E_hull, which ``evaluate`` reads."""
 OnProgress = Callable[[str, int, int], None]
@@ -167,14 +168,14 @@ def _remove_old(folder: Path, verb: str) -> None:
 def _claim(folder: Path, known: dict[str, Any], *, resume: bool) -> dict[int, dict[str, Any]]:
     """What is done already; refuses to write over another run."""
     text = json.dumps(known, indent=1) + "\n"
-    note = folder / SETTINGS
+    note = folder / RANKING
     if note.is_file():
         if not resume:
             raise InputError(f"{folder} holds a ranking already", "add --resume or other --out")
         if note.read_text() != text:
             raise InputError(
                 f"{folder} was made with other settings or structures",
-                f"see {SETTINGS} there, or choose another --out",
+                f"see {RANKING} there, or choose another --out",
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no ranking of ours", "choose another --out")

@@ -17,7 +17,7 @@ from typing import Any
 from crystalctl.data.readers import SUFFIXES, SUPPORTED, read_rows, sniff
 from crystalctl.data.records import Entry, RawRow, RowError, decoded, parse_row, row_id
 from crystalctl.errors import DataError, InputError
-from crystalctl.io.results import MANIFEST, RAW
+from crystalctl.io.results import MANIFEST, RANKING, RAW
 
 OnStep = Callable[[int, int], None]
 KINDS = f"a run folder, {SUPPORTED}, or a .zip of them"
@@ -99,6 +99,9 @@ def _of_folder(folder: Path) -> list[Source]:
     runs = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}") if (p.parent / RAW).is_file())
     if runs:
         return [_run(run) for run in runs]
+    if (folder / RANKING).is_file() and (folder / RAW).is_file():
+        # Its CIFs are the same structures, without their energies.
+        return [Source(folder.resolve().name, (folder / RAW,), folder)]
     # A link that leads nowhere is no file, but somebody meant a structure by it.
     every = sorted(p for p in folder.rglob("*") if not p.is_dir() and not p.name.startswith("."))
     files = [p for p in every if p.suffix.lower() == ".cif"]

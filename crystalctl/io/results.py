@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 PARTIAL = "partial"
 SUMMARY = "summary.json"
 RAW = "structures.extxyz"
+RANKING = "settings.json"
+"""In the folder of ``relax`` and ``rank`` instead: what was asked of it."""
 REPORT = "report.html"
 _CELL = ("a", "b", "c", "alpha", "beta", "gamma", "density", "n_atoms")
 COLUMNS = (

@@ -306,13 +306,16 @@ def test_another_run_in_the_same_place_is_not_resumed(cells: Path, run_cli) -> N
     assert "other settings or structures" in " ".join(done.err.split())
 
 
-def test_stability_of_a_ranked_run_is_evaluated(cells: Path, reference: Path, run_cli) -> None:
+@pytest.mark.parametrize("part", ["", "structures.extxyz"])
+def test_stability_of_a_ranked_run_is_evaluated(
+    cells: Path, reference: Path, run_cli, part: str
+) -> None:
     file = reference.parent / "e.jsonl"
     assert run_cli("data", "energies", reference, *MORSE, *BARE, "-o", file).code == 0
     assert run_cli("relax", cells, *MORSE, "--hull", file, "-q").code == 0
     done = run_cli(
         "evaluate",
-        cells.parent / "cells-relaxed" / "structures.extxyz",
+        cells.parent / "cells-relaxed" / part,
         "--no-fingerprints",
         "--json",
         "--train",
@@ -320,6 +323,7 @@ def test_stability_of_a_ranked_run_is_evaluated(cells: Path, reference: Path, ru
     )
     assert done.code == 0, done.err
     (run,) = json.loads(done.out)["runs"].values()
+    assert run["validity"]["n_readable"] == 2
     assert run["stability"] is not None
     assert 0 <= run["stability"]["stable"] <= run["stability"]["metastable"] <= 1
 
