@@ -75,6 +75,11 @@ def hull_file(wish: str | Path | None, calculator: str) -> Path | None:
     return None if wish is None else Path(wish)
 
 
+def known_file() -> Path | None:
+    """The shipped file of what databases hold, see ``known.py``."""
+    return next((weights_dir() / str(row["file"]) for row in _index().get("known", [])), None)
+
+
 def default_weights(task: str, family: str) -> str:
     """Name of the shipped weights a family uses for ``task``; those marked default come first."""
     rows = [

@@ -253,6 +253,7 @@ def _draw_and_rank(
     from crystalctl.analysis.ranking import rank_samples
     from crystalctl.io.ranked import Page, write_ranking
     from crystalctl.io.structures import parse_formats
+    from crystalctl.known import with_known
 
     report = options.on_progress or (lambda stage, done, total: None)
     samples = _samples(parts)
@@ -260,7 +261,7 @@ def _draw_and_rank(
     ranking = rank_samples(samples, crystals, on_progress=report)
     if measured is not None:
         ranking = rank_by_pattern(ranking, measured, on_progress=report)
-    ranking = rank_by_goal(ranking, parts[0].loaded.model)
+    ranking = with_known(rank_by_goal(ranking, parts[0].loaded.model))
     rows = [candidate.row() for candidate in ranking.candidates]
     if run is not None:
         formats = parse_formats(",".join(options.formats))

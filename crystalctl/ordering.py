@@ -13,6 +13,7 @@ from crystalctl.analysis.ranking import counted, counts_of
 from crystalctl.analysis.scoring import scores
 from crystalctl.analysis.symmetrise import Symmetric, symmetrise
 from crystalctl.io.collect import Row
+from crystalctl.known import shipped
 
 OnProgress = Callable[[str, int, int], None]
 Facts = dict[str, Any]
@@ -67,9 +68,12 @@ def rank_rows(
     _score([facts[lead] for lead in groups], "e_hull_ev" if together else "energy_ev")
     found: list[tuple[Facts, Symmetric | None]] = []
     order = {} if together else _formulas(rows, facts)
+    known = shipped()
     for rank, lead in enumerate(sorted(groups, key=_place(facts, order, by)), start=1):
         symmetric = symmetrise(structures[lead])
         facts[lead] |= {"rank": rank, "group": symbol_of(symmetric)}
+        if known is not None:
+            facts[lead]["known"] = known.says(symmetric.structure)
         found.append((facts[lead], symmetric))
         for other in groups[lead][1:]:
             facts[other]["same_as"] = rank

@@ -321,6 +321,7 @@ def _entries(found: Sequence[Found]) -> Iterator[Entry]:
                 group_before=row["group_before"],
                 moved_ang=row["rmsd_ang"],
                 extra={
+                    **({"known": row["known"]} if row.get("known") else {}),
                     **({} if row["score_ev"] is None else {"score": row["score_ev"]}),
                     **({"drawn by": row["drawn_by"]} if tell else {}),
                 },

@@ -46,6 +46,8 @@ class Candidate:
     """For the templates of all its members, see ``Sample.votes``; 0 where nothing voted."""
     source: str = ""
     """Sources of its members and how many each gave, the most first."""
+    known: str = ""
+    """Whether databases hold it, see ``known.py``; empty where nobody looked."""
 
     @property
     def structure(self) -> Any:
@@ -74,6 +76,7 @@ class Candidate:
             "count": self.count,
             "source": self.source,
             **({"votes": float(f"{self.votes:.6g}")} if self.votes else {}),
+            **({"known": self.known} if self.known else {}),
             **self.scores,
             "sample": self.sample.number,
             "symprec": self.symmetric.symprec,

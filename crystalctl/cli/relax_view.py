@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crystalctl.relaxing import Relaxation
 
 _SHOWN = 50
-_TEXT = ("formula", "before", "group", "drawn by")
+_TEXT = ("formula", "before", "group", "known", "drawn by")
 
 
 def show_relaxation(result: Relaxation) -> None:
@@ -29,11 +29,13 @@ def show_relaxation(result: Relaxation) -> None:
     names += ["gained", "moved Å"] if result.moved else []
     names += ["count"]
     tell = differing(row["drawn_by"] for row in ranked)
-    for name in [*names, *(["drawn by"] if tell else [])]:
+    words = ["known"] if any(row.get("known") for row in ranked) else []
+    words += ["drawn by"] if tell else []
+    for name in [*names, *words]:
         table.add_column(name, justify="left" if name in _TEXT else "right", no_wrap=True)
     for row in ranked[:_SHOWN]:
         cells = _cells(row, result, scored=_scored(ranked))
-        cells += [row["drawn_by"]] if tell else []
+        cells += [row.get(name.replace(" ", "_"), "") for name in words]
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = ui.stdout()
     ui.print_table(console, table)
@@ -48,6 +50,7 @@ def show_relaxation(result: Relaxation) -> None:
         f"energies: {result.calculator}",
         soft_wrap=True,
     )
+    ui.explain_known(ranked)
     if _scored(ranked):
         console.print(Text(_order(result)), soft_wrap=True)
     if result.reference:

@@ -121,6 +121,7 @@ def show_result(result: Result, *, command: str) -> None:
     )
     for reason, count in result.set_aside.items():
         console.print(f"  {count} x {reason}", soft_wrap=True)
+    explain_known(shown)
     if not shown:
         console.print(f"no possible structure: try {command} with a larger --n", soft_wrap=True)
     alike = shown[0].get("xrd_similarity") if shown else None
@@ -134,6 +135,16 @@ def show_result(result: Result, *, command: str) -> None:
         has_report = (result.folder / "report.html").is_file()
         hint = ", open report.html there" if has_report else ""
         console.print(Text(f"written to {result.folder}{hint}"), soft_wrap=True)
+
+
+def explain_known(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What the column says, where it is shown."""
+    if any(row.get("known") for row in rows):
+        stdout().print(
+            "known: yes = of 122 k structures of the Materials Project one has this formula, group "
+            "and positions; formula = the formula, but otherwise; no = none has it",
+            soft_wrap=True,
+        )
 
 
 def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
@@ -150,7 +161,8 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
         scores["xrd_similarity"] = "XRD"
     for title in scores.values():
         table.add_column(title, justify="right", no_wrap=True)
-    words = ["source"] if differing(row.get("source", "") for row in rows) else []
+    words = ["known"] if any(row.get("known") for row in rows) else []
+    words += ["source"] if differing(row.get("source", "") for row in rows) else []
     words += ["file"] if files else []
     for title in words:
         table.add_column(title, no_wrap=True)
@@ -164,7 +176,7 @@ def _structures(rows: Sequence[Mapping[str, Any]], *, files: bool) -> Table:
             f"{row['density']:.2f}",
             str(row["count"]),
             *(f"{row[name]:.3f}" for name in scores),
-            *(row[name] for name in words),
+            *(row.get(name, "") for name in words),
         ]
         table.add_row(*map(Text, cells))
     return table

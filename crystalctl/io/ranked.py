@@ -83,7 +83,8 @@ def _report(run: RunFolder, ranking: Ranking, rows: Sequence[Mapping[str, Any]],
             count=candidate.count,
             xrd_similarity=row.get("xrd_similarity"),
             xrd_scale=row.get("xrd_scale"),
-            extra={"source": candidate.source} if tell else {},
+            extra=({"known": candidate.known} if candidate.known else {})
+            | ({"source": candidate.source} if tell else {}),
         )
         for candidate, row in zip(ranking.candidates, rows, strict=True)
     ]
@@ -138,6 +139,7 @@ def read_candidates(
             {name: row[name] for name in SCORES if name in row},
             row.get("votes", 0.0),
             row.get("source", ""),
+            row.get("known", ""),
         )
         for row in rows
     ]

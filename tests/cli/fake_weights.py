@@ -86,6 +86,7 @@ def fake_checkpoint(model: FakeModel) -> ModuleType:
 
     module.load_model = load_model
     module.hull_file = lambda wish, calculator: None if wish is None else Path(wish)
+    module.known_file = lambda: None
     module.default_weights = lambda task, family=None: f"fake-{task}"
     module.available = lambda: [
         {

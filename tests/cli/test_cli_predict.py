@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,31 @@ class TestRunFolder:
         merged = sum(int(row["count"]) for row in rows)
         assert merged + sum(summary["set_aside"].values()) == 20
         assert int(first["count"]) == max(int(row["count"]) for row in rows)
+
+    def test_what_databases_hold_is_marked(self, run_cli, monkeypatch, tmp_path) -> None:
+        from prototypes import rock_salt
+
+        from crystalctl.known import Known
+        from crystalctl.symmetry.standard import standardise
+
+        salt = rock_salt()
+        orbits = standardise(salt.lattice.matrix, salt.frac_coords, np.array([11, 17]))
+        file = tmp_path / "known.safetensors"
+        Known.of([(orbits.positions, orbits.species, {11: 1, 17: 1})]).save(file)
+        assert "known" not in run_cli("predict", "--formula", "NaCl", "--n", 20).out
+        monkeypatch.setattr(sys.modules["crystalctl.checkpoint"], "known_file", lambda: file)
+        formulas = "--formula", "NaCl", "--formula", "KCl"
+        done = run_cli("predict", *formulas, "--n", 20, "--out", "marked")
+        assert "known: yes = of" in done.out
+        rows = list(csv.DictReader(Path("marked/summary.csv").read_text().splitlines()))
+        said = {(row["formula"], row["space_group"] == "Fm-3m"): row["known"] for row in rows}
+        assert said == {
+            ("NaCl", True): "yes",
+            ("NaCl", False): "formula",
+            ("KCl", True): "no",
+            ("KCl", False): "no",
+        }
+        assert ">known</button>" in Path("marked/report.html").read_text()
 
     def test_every_raw_sample_is_kept(self, run_cli) -> None:
         from crystalctl.io.structures import read_extxyz

@@ -46,6 +46,7 @@ def test_relaxed_ranked_and_every_failure_has_its_reason(folder: Path, capsys) -
     ranked = [row for row in rows if row["rank"]]
     assert [row["formula"] for row in ranked] == ["CsCl", "CsBr"]
     assert ranked[0]["count"] == "2"
+    assert [row["known"] for row in ranked] == ["yes", "yes"]
     assert ranked[0]["group_before"] == ranked[0]["group"] == "Pm-3m"
     assert float(ranked[0]["energy_ev"]) < float(ranked[0]["energy_before_ev"])
     assert [row["same_as"] for row in rows].count("1") == 1
@@ -55,7 +56,9 @@ def test_relaxed_ranked_and_every_failure_has_its_reason(folder: Path, capsys) -
     assert sum(bool(row["reason"]) for row in rows) == 2
     relaxed = Structure.from_file(out / ranked[0]["file"])
     assert 2.5 < relaxed.lattice.a < 4
-    assert "eV/atom" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "eV/atom" in shown
+    assert "known: yes = of" in shown
     assert "<table" in (out / "report.html").read_text()
 
 

@@ -38,8 +38,9 @@ def test_predict_finds_the_known_structure(formula: str, known: Structure) -> No
 def test_index_names_every_file_with_its_hash() -> None:
     rows = available()
     index = tomllib.loads((weights_dir() / "index.toml").read_text())
-    known = {row["file"]: row["sha256"] for row in (*index["templates"], *index["hulls"])}
-    there = {p.name for kind in ("safetensors", "gz") for p in weights_dir().glob(f"*.{kind}")}
+    kinds = ("templates", "hulls", "known")
+    known = {row["file"]: row["sha256"] for kind in kinds for row in index[kind]}
+    there = {p.name for end in ("safetensors", "gz") for p in weights_dir().glob(f"*.{end}")}
     assert {row["file"] for row in rows} | set(known) == there
     assert shipped_templates().name in known
     for name, digest in known.items():

@@ -78,6 +78,7 @@ ALLOWED = {
     "analysis": {"errors", "crystal", "symmetry", "data", "planning"},
     "evaluation": {"errors", "crystal", "symmetry", "data", "analysis"},
     "io": {"errors", "crystal", "symmetry", "data", "analysis", "evaluation"},
+    "known": {"errors", "symmetry", "analysis", "io", "checkpoint"},
 }
 """Part -> parts it may import. Those not named (api, cli, planning, ...) stand above all."""
 ABOVE = {
