@@ -1,6 +1,7 @@
 """Fast CSPNet against the plain form in one run: ``python tests/bench/bench_cspnet.py``.
 
-Training step (forward, backward) and sampling step (forward, kept tables), CPU, float32.
+Training step (forward, backward) and sampling step (forward, kept tables), CPU, float32 (with
+``--bf16`` ours as ``crystalctl train --precision bf16``, for CPUs with matrix units of that kind).
 The best of several alternating passes each; read the ratios, the machine drifts.
 
 Where there is a GPU, the ways to make the messages are timed there first (``--no-cpu``: nothing
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpu-edges", type=int, default=34_000, help="a batch of 256 of MP-20")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--bf16", action="store_true", help="ours in bf16 on the CPU")
     parser.add_argument("--no-cpu", dest="cpu", action="store_false")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -138,7 +140,8 @@ def on_cpu(options: argparse.Namespace) -> None:
 
         def fast(tables: list[torch.Tensor] | None = None) -> torch.Tensor:
             fresh = Layout(layout.n_atoms)  # noqa: B023
-            out = net(species, frac, g, t, fresh, tables=tables)  # noqa: B023
+            with torch.autocast("cpu", torch.bfloat16, options.bf16):
+                out = net(species, frac, g, t, fresh, tables=tables)  # noqa: B023
             return out.lattice.square().mean() + out.frac.square().mean()
 
         steps = {

@@ -13,7 +13,8 @@ where one of the samples is.
 
 With WEIGHTS "auto" samples are drawn as ``predict`` does where nobody names a model: most in
 proposed templates, one in ten free of symmetry. ``by source`` then says of how many entries a
-source gave a sample that is right, and of how many no other did. ``--relax-most 0`` leaves
+source gave a sample that is right, and of how many no other did. ``by formula`` parts the entries
+by whether the shipped templates are of a structure of that formula too. ``--relax-most 0`` leaves
 energies out.
 
 Rows are kept in ``--rows``, where a stopped run continues. Two processes: ``--skip 100`` and other
@@ -29,6 +30,8 @@ import json
 import time
 import warnings
 from collections import Counter
+from itertools import pairwise
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ from crystalctl.data.datasets import Dataset
 from crystalctl.models.device import pick_device
 from crystalctl.parts import ONE_IN, Part, numbered, plan_formulas
 from crystalctl.proposing import Mixture
+from crystalctl.retrieval import Memory
 from crystalctl.sampling import draw_exact
 from crystalctl.selection import choose_weights
 from crystalctl.symmetry.assignments import lattice_points
@@ -60,6 +64,21 @@ WEIGHTS = "0,0.005,0.01,0.02,0.03,0.04,0.05,0.07,0.1,0.15,0.2,0.3"
 PLAIN = ("first", "most frequent", "votes", "any")
 PRESELECT_EV = 0.1
 """Weight of the score as drawn by which candidates are relaxed: unrelaxed energies are rough."""
+
+
+def formulas_of(memory: Memory) -> set[frozenset[tuple[int, int]]]:
+    """The reduced formulas, as pairs of atomic number and count, of the structures that vote."""
+    first, atoms, z = memory.elements
+    at = first.tolist()
+    return {
+        reduced(dict(zip(z[start:end].tolist(), atoms[start:end].tolist(), strict=True)))
+        for start, end in pairwise(at)
+    }
+
+
+def reduced(counts: dict[int, int]) -> frozenset[tuple[int, int]]:
+    common = gcd(*counts.values())
+    return frozenset((z, n // common) for z, n in counts.items())
 
 
 def votes_of(truth: Crystals, k: int, source: Mixture) -> list[float]:
@@ -285,7 +304,19 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str,
     facts["among the first 1, 3, 5, all: votes"] = among([by_votes for by_votes, _ in ranked])
     facts["among the first 1, 3, 5, all: score after relaxation"] = among([s for _, s in ranked])
     facts["by source"] = by_source(rows)
+    facts["by formula"] = by_formula(rows, right)
     return facts | ({"likeliest weight": likeliest(rows)} if options.fit else {})
+
+
+def by_formula(rows: list[dict[str, Any]], right: list[dict[str, bool]]) -> dict[str, str]:
+    """In percent: right by votes, by score after relaxation, at all; formulas known and new."""
+    names = "votes", f"relaxed {TEMPERATURE_EV:g}", "any"
+    found = {}
+    for known in (True, False):
+        some = [r for r, row in zip(right, rows, strict=True) if row["formula known"] == known]
+        share = (f"{100 * sum(r.get(n, False) for r in some) / len(some):.1f}" for n in names)
+        found["known" if known else "new"] = f"{len(some)} entries: {', '.join(share)}"
+    return found
 
 
 def by_source(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -319,7 +350,7 @@ def compute(options: argparse.Namespace) -> list[str]:
     order = torch.randperm(len(standard.crystals), generator=generator)
     chosen = order[options.skip : options.skip + options.entries]
     test = standard.crystals.index(chosen)
-    source = Mixture.shipped()
+    source, formulas = Mixture.shipped(), formulas_of(Memory.load(shipped_templates()))
     potential = load_potential(options.calculator, device.type)
     settings, most = Settings(max_steps=options.relax_steps), options.relax_most
     lines = options.rows.read_text().splitlines() if options.rows.is_file() else []
@@ -348,6 +379,7 @@ def compute(options: argparse.Namespace) -> list[str]:
             row = {
                 "index": index + options.skip,
                 "row": int(chosen[index]),
+                "formula known": reduced(composition(one.species)) in formulas,
                 "calculator": potential.name,
                 "relax steps": options.relax_steps,
                 "relax most": most,
