@@ -115,6 +115,8 @@ class Cluster:
         if on_units is not None:
             tally = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
         resources = {"num_cpus": 1, "num_gpus": 1 if gpu else 0, "max_retries": RETRIES}
+        # A worker keeps what it prepared; with a GPU Ray would end it after each task.
+        resources["max_calls"] = 0
         task = ray.remote(**resources)(_task)
         # In a list a reference goes to the worker as such, which reads it the first time only.
         common = ([self._send(given)], prepare, work, tally)

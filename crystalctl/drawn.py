@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -59,7 +60,8 @@ def draw_tile(
                 ) from error
         if drawn is None:  # not above: while the error is handled it holds what did not fit
             width = (min(width, len(chunk)) + 1) // 2
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # torch before 2.12, after a recording that failed
+                torch.cuda.empty_cache()
             continue
         parts.append(drawn.to("cpu"))
         start += len(chunk)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crystalctl.analysis.chgnet import BATCH_ACCELERATOR
 from crystalctl.analysis.energy import DEFAULT, Potential, load_potential
 from crystalctl.analysis.hull import Hull
 from crystalctl.analysis.ranking import differing
@@ -226,8 +227,13 @@ def _relax_there(
     structures: Sequence[Any],
     settings: Settings,
 ) -> Iterator[tuple[int, Relaxed]]:
-    """As ``relax``, in tasks of a ``cluster``; ``calculator``: its name, and where it computes."""
+    """As ``relax``, in tasks of a ``cluster``; ``calculator``: its name, and where it computes.
+
+    ``batch``: of the calculator on a CPU.
+    """
     gpu = calculator[1] != "cpu"
+    if gpu and batch > 1:
+        batch = BATCH_ACCELERATOR
     # Two batches fill a network call nearly always; several tasks a worker even out the load.
     size = max(1, min(2 * batch, len(structures) // (4 * cluster.slots(gpu=gpu))))
     parts = [range(k, k + size)[: len(structures) - k] for k in range(0, len(structures), size)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -16,11 +18,23 @@ from crystalctl.networks.cspnet import CSPNet
 Call = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 """A network call of fixed shapes: (state, time steps) -> outputs."""
 _WARM_UP_CALLS = 3
+ROOMY = 40 * 2**30
+"""Bytes of a GPU from which on memory does not bound a training call."""
+_unrecordable: set[torch.device] = set()
+"""Where a recording failed: torch before 2.12 may not leave the state it began in."""
 
 
 def edges_at_once(device: torch.device) -> int:
-    """Ordered atom pairs one training call of a network takes: bound by cache or memory."""
-    return 8_192 if device.type == "cpu" else 400_000
+    """Ordered atom pairs one training call of a network takes: bound by cache or memory.
+
+    At the papers' size 400 000 keep some 25 GB (counted, not measured).
+    """
+    if device.type == "cpu":
+        return 8_192
+    there = ROOMY
+    if device.type == "cuda" and torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(device).total_memory
+    return int(400_000 * min(1.0, there / ROOMY))
 
 
 def pick_device(name: str = "auto", *, elsewhere: bool = False) -> torch.device:
@@ -41,9 +55,35 @@ def pick_device(name: str = "auto", *, elsewhere: bool = False) -> torch.device:
         raise InputError("device cuda is not available here", "use --device cpu (or auto)")
     if number and int(number) >= count:
         raise InputError(f"no GPU number {number}: there are {count}", "use cuda:0 or cuda")
-    device = torch.device("cuda", int(number or 0))
-    torch.cuda.set_device(device)  # streams, events and graphs are those of the current one
+    # Each process of torchrun has one; whoever has none is told so when they are joined.
+    own = min(int(os.environ.get("LOCAL_RANK", "0")), count - 1)
+    device = torch.device("cuda", int(number or own))
+    if not _has_kernels(device):
+        if kind == "auto":
+            warnings.warn("torch has no kernels for the GPU here", RuntimeWarning, stacklevel=2)
+            return torch.device("cpu")
+        raise InputError("torch has no kernels for that GPU", "use --device cpu (or auto)")
+    if not elsewhere:
+        torch.cuda.set_device(device)  # streams, events and graphs are those of the current one
     return device
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether torch was built for the GPU: for its kind, or to be compiled for any later one."""
+    have = torch.cuda.get_device_capability(device)
+    for name in torch.cuda.get_arch_list():  # sm_90, sm_90a, compute_120
+        form, _, version = name.partition("_")
+        built = divmod(int(version.rstrip("af")), 10)
+        if built <= have and (form == "compute" or built[0] == have[0]):
+            return True
+    return False
+
+
+def wants_bf16(device: torch.device) -> bool:
+    """Whether ``--precision auto`` trains in bf16: on a GPU that has units for it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type != "cpu"
 
 
 def compile_dense(
@@ -77,11 +117,11 @@ def replayed(call: Call, state: Mapping[str, Tensor], time: Tensor) -> Call:
     one shape, and for small crystals launching the kernels takes longer than running them. What it
     returns is overwritten by the next call. On the CPU it is ``call`` itself.
     """
-    if time.device.type == "cpu":
+    if time.device.type == "cpu" or time.device in _unrecordable:
         return call
     held = {name: tensor.clone() for name, tensor in state.items()}
     held_time = time.clone()
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    here, side = torch.cuda.current_stream(), _side_stream(time.device)
     side.wait_stream(here)
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP_CALLS):
@@ -94,6 +134,10 @@ def replayed(call: Call, state: Mapping[str, Tensor], time: Tensor) -> Call:
             result = call(held, held_time)
     except RuntimeError as problem:  # whatever a library does that no graph can record
         torch.cuda.set_stream(here)
+        _unrecordable.add(time.device)
+        for cause in (problem, problem.__context__):
+            if isinstance(cause, torch.OutOfMemoryError):  # the caller makes smaller batches
+                raise cause from None
         what = (str(problem).strip().splitlines() or [""])[0][:200]
         warnings.warn(f"sampling without a CUDA graph ({what})", RuntimeWarning, stacklevel=2)
         return call
@@ -105,4 +149,11 @@ def replayed(call: Call, state: Mapping[str, Tensor], time: Tensor) -> Call:
         graph.replay()
         return result
 
+    replay.call = call  # type: ignore[attr-defined]  # owns what the graph reads by address
     return replay
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: libraries keep a workspace for each stream."""
+    return torch.cuda.Stream()

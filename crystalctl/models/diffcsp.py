@@ -36,14 +36,12 @@ from crystalctl.diffusion.torus import TorusProcess
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerms, mean_loss, row_loss
 from crystalctl.models.device import Call
-from crystalctl.models.properties import guided, property_loss, wanted
+from crystalctl.models.properties import at_once, guided, property_loss, wanted
 from crystalctl.models.reverse import RANGES, excluded_elements, impossible, refusal, reverse
 from crystalctl.networks.cspnet import CSPNet
 
 LATTICE_LIMIT = 60.0
 """Bound on the Frobenius norm of a predicted lattice, Å; beyond any cell of 20 atoms in MP-20."""
-PREDICTED_AT_ONCE = 256
-"""Crystals whose property is predicted in one network call."""
 Field = GaussianProcess | TorusProcess
 
 
@@ -213,8 +211,7 @@ class DiffCSP(nn.Module):
         assert self.config.property
         device = next(self.parameters()).device
         found = []
-        for rows in torch.arange(len(crystals)).split(PREDICTED_AT_ONCE):
-            part = crystals.index(rows).to(device)
+        for part in at_once(crystals, device):
             time = torch.ones_like(part.layout.n_atoms)
             found.append(self.denoise(self._clean(part), time, part.layout)["property"])
         return torch.cat(found) * self.config.property_std + self.config.property_mean

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from crystalctl.crystal.batch import Layout, Target
+from crystalctl.crystal.batch import Crystals, Layout, Target
 from crystalctl.crystal.goal import Goal
 from crystalctl.diffusion.process import State
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm
+from crystalctl.models.device import edges_at_once
 
 
 class Settings(Protocol):
@@ -75,6 +76,14 @@ class Aims:
 
 
 _SIGNS = {"minimize": 1.0, "maximize": -1.0, "target": 0.0}
+
+
+def at_once(crystals: Crystals, device: torch.device) -> Iterator[Crystals]:
+    """The crystals on the device, in order, as many at once as one network call takes."""
+    calls = torch.cumsum(crystals.layout.pair_counts, 0) // edges_at_once(device)
+    sizes = torch.unique_consecutive(calls, return_counts=True)[1].tolist()
+    for rows in torch.arange(len(crystals)).split(sizes):
+        yield crystals.index(rows).to(device)
 
 
 def wanted(targets: Sequence[Target], settings: Settings) -> list[Goal | None]:

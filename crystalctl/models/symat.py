@@ -29,7 +29,7 @@ from crystalctl.diffusion.sampling import OnStep
 from crystalctl.errors import InputError
 from crystalctl.models.contract import LossTerm, LossTerms, row_loss
 from crystalctl.models.latent_search import improved
-from crystalctl.models.properties import property_loss, wanted
+from crystalctl.models.properties import at_once, property_loss, wanted
 from crystalctl.networks.composition import CompositionDecoder
 from crystalctl.networks.layers import perceptron, time_features
 from crystalctl.networks.spherenet import SphereNet
@@ -252,7 +252,8 @@ class SyMat(nn.Module):
         """The property the model learnt, (C,) in its own unit, from the mean of the posterior."""
         assert self.regressor is not None
         device = next(self.parameters()).device
-        scaled: Tensor = self.regressor(self.encode(crystals.to(device)).mu)[:, 0]
+        found = [self.regressor(self.encode(part).mu)[:, 0] for part in at_once(crystals, device)]
+        scaled = torch.cat(found)
         return scaled * self.config.property_std + self.config.property_mean
 
     @torch.no_grad()

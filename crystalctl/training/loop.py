@@ -22,7 +22,7 @@ from crystalctl.data.loading import Batch, Loader
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.errors import InputError, TrainingError
 from crystalctl.models.contract import CrystalModel, LossTerms, total_loss
-from crystalctl.models.device import compile_dense, edges_at_once, fuse_messages
+from crystalctl.models.device import compile_dense, edges_at_once, fuse_messages, wants_bf16
 from crystalctl.training.ema import Average
 from crystalctl.training.logbook import Logbook
 from crystalctl.training.parallel import Processes
@@ -78,7 +78,7 @@ class Trainer:
         self.stepper = processes.wrap(_Step(self.model))
         self.optimizer = _optimizer(self.model, config, device)
         self.average = Average(self.model, config.ema) if config.ema else None
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type != "cpu")
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and wants_bf16(device))
         self.store = Store(
             out,
             family,

@@ -37,7 +37,8 @@ class Processes:
         """The module itself, or DistributedDataParallel around it."""
         if self.world == 1:
             return module
-        return nn.parallel.DistributedDataParallel(module)
+        # Buffers are constants here; to send them at every step would cost more than gradients.
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def begun_again() -> bool:

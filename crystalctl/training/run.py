@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,8 @@ def _settings(
 def _datasets(data: Path, val: Path | None, max_atoms: int) -> tuple[Dataset, Dataset | None]:
     """Training and validation structures: two files, or the split of one.
 
-    Rows marked val or test are trained on only where a file holds nothing else.
+    Rows marked val or test are trained on only where a file holds nothing else. What is larger than
+    all that is trained on, and so refused by the weights, is no validation structure.
     """
     dataset = _capped(Dataset.load(data), max_atoms, data)
     is_val = dataset.split == SPLITS.index("val")
@@ -175,10 +177,21 @@ def _datasets(data: Path, val: Path | None, max_atoms: int) -> tuple[Dataset, Da
     if val is not None:
         other = _capped(Dataset.load(val), max_atoms, val)
         marked = other.split == SPLITS.index("val")
-        return trained, other.select(marked) if marked.any() else other
-    if not (is_train.any() and is_val.any()):
+        held = other.select(marked) if marked.any() else other
+    elif is_train.any() and is_val.any():
+        held = dataset.select(is_val)
+    else:
         return trained, None
-    return trained, dataset.select(is_val)
+    largest = int(trained.crystals.layout.n_atoms.max())
+    able = _capped(held, largest, val or data)
+    if len(able) < len(held):
+        warnings.warn(
+            f"{len(held) - len(able)} of {len(held)} validation structures have more than the "
+            f"{largest} atoms of the largest to train on, and are left out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return trained, able
 
 
 def _form(dataset: Dataset, symmetric: bool, path: Path) -> Crystals:

@@ -167,6 +167,27 @@ def test_relax_and_evaluate_with_a_killed_worker_each(tmp_path: Path, monkeypatc
     assert written(tmp_path / "judged shared") == written(tmp_path / "judged alone")
 
 
+def test_a_worker_with_a_gpu_lives_on_with_what_it_prepared() -> None:
+    """Ray takes our word that there is one."""
+    ray = pytest.importorskip("ray")
+
+    def work(prepared: int, item: int, report: object) -> tuple[int, int]:
+        import os
+
+        return prepared, os.getpid()
+
+    given = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "log_to_driver": False}
+    with cluster.cluster_of("local") as here:
+        ray.init(**given, configure_logging=False)
+        try:
+            done = list(here.run(work, range(4), prepare=lambda x: x + 1, given=1, gpu=True))
+        finally:
+            ray.shutdown()
+    assert sorted(item for item, _ in done) == [0, 1, 2, 3]
+    assert {prepared for _, (prepared, _) in done} == {2}
+    assert len({worker for _, (_, worker) in done}) == 1
+
+
 def test_interrupted_then_resumed_without_a_cluster(
     plain: Path, tmp_path: Path, monkeypatch
 ) -> None:

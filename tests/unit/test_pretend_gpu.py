@@ -14,6 +14,8 @@ from crystalctl.crystal.batch import Target
 from crystalctl.crystal.goal import Goal
 from crystalctl.diffusion.noise import NoiseSource
 from crystalctl.models import FAMILIES
+from crystalctl.models import device as device_module
+from crystalctl.models.device import replayed
 from crystalctl.training.logbook import Logbook
 from crystalctl.training.loop import Trainer
 from crystalctl.training.parallel import Processes
@@ -151,3 +153,47 @@ def test_sampling_is_that_of_the_cpu_and_never_waits(
     torch.testing.assert_close(drawn.lattice.cpu(), expected.lattice, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(drawn.frac.cpu(), expected.frac, rtol=1e-4, atol=1e-4)
     assert drawn.species.cpu().tolist() == expected.species.tolist()
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No recording has failed yet, nor does what fails here count later."""
+    monkeypatch.setattr(device_module, "_unrecordable", set())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_cannot_be_recorded_is_tried_once_and_then_called(gpu: Any) -> None:
+    calls = []
+
+    def call(state: Any, time: Any) -> Any:
+        calls.append(None)
+        return {"x": state["x"].nonzero()}
+
+    state, time = {"x": torch.ones(2, device=gpu.device)}, torch.ones(1, device=gpu.device)
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph"):
+        assert replayed(call, state, time) is call
+    assert len(calls) == 4
+    assert replayed(call, state, time) is call
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.usefixtures("fresh")
+def test_memory_that_does_not_suffice_for_a_recording_is_said(hidden: bool, gpu: Any) -> None:
+    """``hidden``: leaving the recording fails in its turn, as it may on a real device."""
+    calls = []
+
+    def call(state: Any, time: Any) -> Any:
+        calls.append(None)
+        if len(calls) > 3:
+            try:
+                raise torch.OutOfMemoryError("no memory")
+            finally:
+                if hidden:
+                    raise RuntimeError("captures underway")
+        return state
+
+    state, time = {"x": torch.ones(2, device=gpu.device)}, torch.ones(1, device=gpu.device)
+    with pytest.raises(torch.OutOfMemoryError):
+        replayed(call, state, time)

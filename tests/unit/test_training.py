@@ -292,6 +292,18 @@ def test_rows_held_out_are_never_trained_on(tmp_path):
     assert sizes == [(3, 3), (3, 3), (3, 7), (7, None)]
 
 
+def test_what_is_larger_than_all_that_is_trained_on_does_not_validate(tmp_path):
+    data, val, huge = (tmp_path / f"{name}.safetensors" for name in ("data", "val", "huge"))
+    dataset_of(random_crystals([2, 3]), [1, 1]).save(data)
+    dataset_of(random_crystals([3, 30, 2, 4]), [2] * 4).save(val)
+    dataset_of(random_crystals([30]), [2]).save(huge)
+    with pytest.warns(RuntimeWarning, match="2 of 4 validation structures"):
+        _, held = _datasets(data, val, 0)
+    assert held.crystals.layout.n_atoms.tolist() == [3, 2]
+    with pytest.raises(DataError, match="no structure to use"):
+        _datasets(data, huge, 0)
+
+
 def test_paper_recipe_runs(data, tmp_path):
     chosen = {"train": {"epochs": 1, "batch_size": 5}, "model": TINY}
     out = tmp_path / "run"
