@@ -76,7 +76,7 @@ def _show(result: Scores) -> None:
         console.print(f"... and {len(rows) - _SHOWN} more, see --json or --out")
     without = [row for row in result.rows if row["log_p"] is None]
     console.print(
-        f"{len(result.rows)} structures, {len(without)} without a number; coordinates: lower bound",
+        f"{len(result.rows)} structure{'s' * (len(result.rows) != 1)}, {len(without)} without a number; coordinates: lower bound",
         soft_wrap=True,
     )
     for row in without[:5]:
