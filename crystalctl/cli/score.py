@@ -75,8 +75,10 @@ def _show(result: Scores) -> None:
     if len(rows) > _SHOWN:
         console.print(f"... and {len(rows) - _SHOWN} more, see --json or --out")
     without = [row for row in result.rows if row["log_p"] is None]
+    s = "s" * (len(result.rows) != 1)
     console.print(
-        f"{len(result.rows)} structure{'s' * (len(result.rows) != 1)}, {len(without)} without a number; coordinates: lower bound",
+        f"{len(result.rows)} structure{s}, {len(without)} without a number; "
+        "coordinates: lower bound",
         soft_wrap=True,
     )
     for row in without[:5]:
