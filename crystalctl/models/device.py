@@ -70,8 +70,10 @@ def pick_device(name: str = "auto", *, elsewhere: bool = False) -> torch.device:
 
 def _has_kernels(device: torch.device) -> bool:
     """Whether torch was built for the GPU: for its kind, or to be compiled for any later one."""
-    have = torch.cuda.get_device_capability(device)
-    for name in torch.cuda.get_arch_list():  # sm_90, sm_90a, compute_120
+    have, names = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    if torch.version.hip or not names:
+        return True  # of others than CUDA, and where nothing is said, nothing is known
+    for name in names:  # sm_90, sm_90a, compute_120
         form, _, version = name.partition("_")
         built = divmod(int(version.rstrip("af")), 10)
         if built <= have and (form == "compute" or built[0] == have[0]):

@@ -84,6 +84,7 @@ def a_gpu(monkeypatch, capability, built, *, count=1):
     [
         ((9, 0), ["sm_80", "sm_90"], True),
         ((9, 0), ["sm_90a"], True),
+        ((9, 0), [], True),
         ((8, 6), ["sm_80"], True),
         ((8, 0), ["sm_86"], False),
         ((6, 1), ["sm_75", "sm_80", "compute_120"], False),
