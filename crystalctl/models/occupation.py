@@ -106,7 +106,8 @@ class Occupation(nn.Module):
             logits = self.net.position_logits(states, self.net.rules.there(part))[:, 0].float()
             logits = logits.masked_fill(~possible[:, -1], -torch.inf)
             index = pick(logits / temperature, uniform[going, 2 * step])
-            on = index < self.net.rules.reach.shape[1] - 2
+            # As numbers, for a device is waited for at each use of a mask.
+            on = (index < self.net.rules.reach.shape[1] - 2).nonzero()[:, 0]
             going = going[on]
             if len(going) == 0:
                 break

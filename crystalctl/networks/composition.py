@@ -62,14 +62,12 @@ class CompositionDecoder(nn.Module):
         The number of atoms is that of ``layout``: of all counts with that sum the likeliest.
         ``allowed``: atomic numbers a crystal may contain, None = all.
         """
-        logits = self.elements(z).float()
-        room = layout.n_atoms.clone()
+        keep = torch.zeros(len(z), MAX_Z, dtype=torch.bool)
         for row, numbers in enumerate(allowed):
-            if numbers is not None:
-                keep = torch.zeros(MAX_Z, dtype=torch.bool, device=z.device)
-                keep[[n - 1 for n in numbers]] = True
-                logits[row] = logits[row].masked_fill(~keep, -torch.inf)
-                room[row] = room[row].clamp(max=len(numbers))
+            keep[row, slice(None) if numbers is None else [n - 1 for n in numbers]] = True
+        keep = keep.to(z.device)
+        logits = self.elements(z).float().masked_fill(~keep, -torch.inf)
+        room = torch.minimum(layout.n_atoms, keep.sum(1))
         sizes = torch.arange(1, self.max_atoms + 1, device=z.device)
         impossible = sizes > room[:, None]
         number = self.number(z).float().masked_fill(impossible, -torch.inf).argmax(1) + 1
